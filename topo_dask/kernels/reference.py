@@ -1,0 +1,552 @@
+"""The oracle: every kernel in NumPy, float64 inside, slow and readable, word for word as defined.
+
+Nothing here is used in production; the compiled kernels are tested against it. Axes are
+``z, y, x``, background is 0, and a block's ``origin`` is the index of its first voxel in the
+whole volume. ``threads`` and ``anchors`` are taken and ignored, so that the signatures agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import distance_transform_edt, label
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+from topo_dask.kernels.tables import CellTable, InstanceTable
+
+Labels = npt.NDArray[Any]
+Mask = npt.NDArray[Any]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
+Triple = tuple[int, int, int]
+
+FIXED_POINT = 2**24
+_SMALLEST_NORM = 1e-8
+_FACES = tuple((axis, step) for axis in range(3) for step in (-1, 1))
+_RESCALE_EVERY = 64
+
+
+# ── instances ────────────────────────────────────────────────────────────────────────────────
+
+
+def _voxels_of_each(labels: Labels) -> dict[int, Int64]:
+    """Every instance's voxels ``[V, 3]`` (C order), by id, ids ascending."""
+    voxels = np.argwhere(labels != 0).astype(np.int64)
+    ids = labels[labels != 0].astype(np.uint64)
+    order = np.argsort(ids, kind="stable")
+    found, starts = np.unique(ids[order], return_index=True)
+    return dict(zip(found.tolist(), np.split(voxels[order], starts[1:]), strict=False))
+
+
+def instance_facts(labels: Labels, *, origin: Sequence[int] = (0, 0, 0)) -> InstanceTable:
+    """Size, sum of coordinates and bounding box of each instance of a block.
+
+    Examples
+    --------
+    >>> table = instance_facts(np.array([[[0, 7, 7]]]), origin=(10, 0, 0))
+    >>> table.ids, table.centres
+    (array([7], dtype=uint64), array([[10. ,  0. ,  1.5]]))
+    """
+    voxels = {i: v + np.asarray(origin, np.int64) for i, v in _voxels_of_each(labels).items()}
+
+    def rows(values: list[Any]) -> Int64:
+        return np.array(values, dtype=np.int64).reshape(-1, 3)
+
+    return InstanceTable(
+        ids=np.array(list(voxels), dtype=np.uint64),
+        voxels=np.array([len(v) for v in voxels.values()], dtype=np.int64),
+        sums=rows([v.sum(axis=0) for v in voxels.values()]),
+        lo=rows([v.min(axis=0) for v in voxels.values()]),
+        hi=rows([v.max(axis=0) + 1 for v in voxels.values()]),
+    )
+
+
+# ── diffusion flow ───────────────────────────────────────────────────────────────────────────
+
+
+def _neighbours(voxels: Int64, shape: Sequence[int], spatial_mask: Mask | None) -> Int64:
+    """For each voxel of an instance, the numbers of its six neighbours, ``[3, 2, V]``.
+
+    Voxels are numbered by their row. A neighbour in the same instance has its own number; one
+    outside the volume (or not annotated) is the voxel itself, which is what no flux means; any
+    other has number V, where the field is 0.
+    """
+    count, absent = len(voxels), -1
+    lo, hi = voxels.min(axis=0) - 1, voxels.max(axis=0) + 2
+    number = np.full(hi - lo, absent, dtype=np.int64)
+    inside = tuple(slice(max(0, a), min(n, b)) for a, b, n in zip(lo, hi, shape, strict=True))
+    local = tuple(slice(s.start - a, s.stop - a) for s, a in zip(inside, lo, strict=True))
+    number[local] = count
+    if spatial_mask is not None:
+        number[local][spatial_mask[inside] < 0.5] = absent
+    own = np.arange(count, dtype=np.int64)
+    number[tuple((voxels - lo).T)] = own
+
+    result = np.empty((3, 2, count), dtype=np.int64)
+    for axis, step in _FACES:
+        there = voxels - lo
+        there[:, axis] += step
+        neighbour = number[tuple(there.T)]
+        result[axis, (step + 1) // 2] = np.where(neighbour == absent, own, neighbour)
+    return result
+
+
+def _diffuse(u: Float64, neighbours: Int64, iterations: int, pieces: Int64 | None) -> Float64:
+    """``iterations`` times the mean over the six neighbours; ``u`` is ``[fields, V + 1]``.
+
+    The two neighbours of an axis are added first, so that a mirrored instance gets exactly the
+    mirrored field. With ``pieces`` (the connected piece of each voxel) every piece is scaled by
+    a power of two now and then: its shape stays what it was and nothing sinks below the
+    smallest float.
+    """
+    for i in range(iterations):
+        z, y, x = (u[:, neighbours[a, 0]] + u[:, neighbours[a, 1]] for a in range(3))
+        u[:, :-1] = (z + y + x) / 6.0
+        if pieces is not None and i % _RESCALE_EVERY == 0:
+            peak = np.zeros(pieces.max() + 1)
+            np.maximum.at(peak, pieces, u[0, :-1])
+            u[0, :-1] = np.ldexp(u[0, :-1], -np.frexp(peak)[1][pieces])
+    return u
+
+
+def _pieces(voxels: Int64) -> Int64:
+    """Number of the 6-connected piece of its instance that each voxel is in."""
+    lo = voxels.min(axis=0)
+    box = np.zeros(voxels.max(axis=0) - lo + 1, dtype=bool)
+    box[tuple((voxels - lo).T)] = True
+    return np.asarray(label(box)[0][tuple((voxels - lo).T)], dtype=np.int64)
+
+
+def diffusion_gradient(
+    labels: Labels,
+    *,
+    ids: UInt64,
+    iterations: Int64,
+    origin: Sequence[int] = (0, 0, 0),
+    spatial_mask: Mask | None = None,
+    potential: str = "coordinate",
+) -> tuple[Float64, Float64]:
+    """The gradient before it is made a unit vector, and the size of what was subtracted for it.
+
+    Returns
+    -------
+    gradient
+        ``float64[3, Z, Y, X]``. For ``"heat"`` only its direction means anything: the field is
+        scaled within each connected piece.
+    magnitude
+        ``float64[3, Z, Y, X]``, largest ``|u|`` that entered each component. Rounding errors of
+        the gradient are a small multiple of ``eps * magnitude``, so a voxel where the gradient
+        is not much larger than that has no well-defined flow in that arithmetic.
+
+    Examples
+    --------
+    >>> line = np.array([[[0, 5, 5, 5, 0]]])
+    >>> options = {"ids": np.array([5], np.uint64), "iterations": np.array([0])}
+    >>> gradient, magnitude = diffusion_gradient(line, **options)
+    >>> gradient[2]  # u = 1, 2, 3 and 0 beside it
+    array([[[ 0.,  1.,  1., -1.,  0.]]])
+    """
+    gradient = np.zeros((3, *labels.shape))
+    magnitude = np.zeros((3, *labels.shape))
+    wanted = dict(zip(ids.tolist(), iterations.tolist(), strict=True))
+    for number, voxels in _voxels_of_each(labels).items():
+        if number not in wanted:
+            continue
+        neighbours = _neighbours(voxels, labels.shape, spatial_mask)
+        if potential == "heat":
+            u = np.zeros((1, len(voxels) + 1))
+            u[0, :-1] = 1.0
+            u = np.repeat(_diffuse(u, neighbours, wanted[number], _pieces(voxels)), 3, axis=0)
+        else:
+            u = np.zeros((3, len(voxels) + 1))
+            u[:, :-1] = (voxels + np.asarray(origin)).T
+            u = _diffuse(u, neighbours, wanted[number], None)
+        own = np.arange(len(voxels))
+        for axis in range(3):
+            before, after = neighbours[axis]
+            # A missing neighbour is the voxel itself: the difference is then one-sided (or 0).
+            width = np.where((before == own) | (after == own), 1.0, 2.0)
+            where = (axis, *voxels.T)
+            gradient[where] = (u[axis, after] - u[axis, before]) / width
+            magnitude[where] = np.maximum(np.abs(u[axis, after]), np.abs(u[axis, before]))
+    return gradient, magnitude
+
+
+def diffusion_flow(
+    labels: Labels,
+    *,
+    ids: UInt64,
+    iterations: Int64,
+    anchors: Int64 | None = None,
+    origin: Sequence[int] = (0, 0, 0),
+    core: tuple[slice, slice, slice] | None = None,
+    spatial_mask: Mask | None = None,
+    potential: str = "coordinate",
+    threads: int = 1,
+) -> Float32:
+    """Unit vectors up the gradient of coordinates (or of heat) diffused inside each instance.
+
+    Every outer face of the array is a face without flux.
+
+    Parameters
+    ----------
+    labels
+        ``[Z, Y, X]``, any integer type.
+    ids, iterations
+        The instances of the array, ascending, and how often each is averaged.
+    core
+        Part of the array (local slices) that is returned; None means all of it.
+    spatial_mask
+        1 where annotated. A neighbour that is not, and is not of the same instance, counts
+        like one outside the volume.
+    potential
+        ``"coordinate"`` or ``"heat"``.
+
+    Examples
+    --------
+    >>> line = np.array([[[0, 5, 5, 5, 0]]])
+    >>> options = {"ids": np.array([5], np.uint64), "iterations": np.array([9])}
+    >>> diffusion_flow(line, potential="heat", **options)[2]
+    array([[[ 0.,  1.,  0., -1.,  0.]]], dtype=float32)
+    """
+    g, _ = diffusion_gradient(
+        labels,
+        ids=ids,
+        iterations=iterations,
+        origin=origin,
+        spatial_mask=spatial_mask,
+        potential=potential,
+    )
+    norm = np.sqrt((g**2).sum(axis=0))
+    if potential == "heat":
+        norm[norm == 0] = 1.0
+    else:
+        norm = np.maximum(norm, _SMALLEST_NORM)
+    flow: Float32 = (g / norm).astype(np.float32)
+    return flow if core is None else flow[(slice(None), *core)]
+
+
+# ── direct flow ──────────────────────────────────────────────────────────────────────────────
+
+
+def direct_flow(
+    labels: Labels, *, ids: UInt64, centres: Float64, origin: Sequence[int] = (0, 0, 0)
+) -> Float32:
+    """Unit vectors from each voxel to its instance's centre; 0 at the voxel nearest to it.
+
+    Examples
+    --------
+    >>> line = np.array([[[5, 5, 5]]])
+    >>> direct_flow(line, ids=np.array([5], np.uint64), centres=np.array([[0.0, 0.0, 1.0]]))[2]
+    array([[[ 1.,  0., -1.]]], dtype=float32)
+    """
+    flow = np.zeros((3, *labels.shape))
+    centre_of = dict(zip(ids.tolist(), centres.astype(np.float64), strict=True))
+    for number, voxels in _voxels_of_each(labels).items():
+        if number not in centre_of:
+            continue
+        centre = centre_of[number]
+        here = voxels + np.asarray(origin)
+        towards = centre - here
+        norm = np.sqrt((towards**2).sum(axis=1, keepdims=True))
+        vectors = towards / np.where(norm == 0, 1.0, norm)
+        vectors[(here == np.rint(centre)).all(axis=1)] = 0.0
+        flow[(slice(None), *voxels.T)] = vectors.T
+    return flow.astype(np.float32)
+
+
+def direct_centres(labels: Labels, *, spatial_mask: Mask | None = None) -> tuple[UInt64, Float64]:
+    """Where the direct flow of each instance of a whole volume points to.
+
+    That is the centre of mass, or, for an instance with an unannotated neighbour, the voxel
+    deepest inside it (:func:`_deepest_voxel`).
+
+    Examples
+    --------
+    >>> direct_centres(np.array([[[5, 5, 0]]]))
+    (array([5], dtype=uint64), array([[0. , 0. , 0.5]]))
+    """
+    table = instance_facts(labels)
+    centres = table.centres
+    if spatial_mask is not None:
+        annotated = np.asarray(spatial_mask) >= 0.5
+        for row, voxels in enumerate(_voxels_of_each(labels).values()):
+            mine = np.zeros(labels.shape, dtype=bool)
+            mine[tuple(voxels.T)] = True
+            if _leaves_annotation(voxels, mine, annotated):
+                centres[row] = _deepest_voxel(mine, annotated)
+    return table.ids, centres
+
+
+def _leaves_annotation(voxels: Int64, mine: Mask, annotated: Mask) -> bool:
+    for axis, step in _FACES:
+        there = voxels.copy()
+        there[:, axis] += step
+        there = there[(there[:, axis] >= 0) & (there[:, axis] < mine.shape[axis])]
+        if (~mine & ~annotated)[tuple(there.T)].any():
+            return True
+    return False
+
+
+def _deepest_voxel(mine: Mask, annotated: Mask) -> Int64:
+    """First maximum (C order) of the distance transform of one instance's mask.
+
+    The mask is padded by one voxel, with 0; but with 1 beside those of its voxels that lie in
+    an outer face of the volume and are not annotated, as if the instance went on there.
+    """
+    padded = np.pad(mine, 1)
+    for axis, step in _FACES:
+        face: list[Any] = [slice(None)] * 3
+        face[axis] = 0 if step < 0 else -1
+        beside: list[Any] = [slice(1, -1)] * 3
+        beside[axis] = face[axis]
+        padded[tuple(beside)] = (mine & ~annotated)[tuple(face)]
+    depth = distance_transform_edt(padded)[1:-1, 1:-1, 1:-1]
+    return np.array(np.unravel_index(np.argmax(depth), depth.shape), dtype=np.int64)
+
+
+# ── tracking ─────────────────────────────────────────────────────────────────────────────────
+
+
+def interleave(flow: npt.NDArray[Any]) -> Float32:
+    """``[3, Z, Y, X]`` to ``float32[Z, Y, X, 4]``; the last channel is 0.
+
+    Examples
+    --------
+    >>> interleave(np.ones((3, 1, 1, 1), np.float32))
+    array([[[[1., 1., 1., 0.]]]], dtype=float32)
+    """
+    out = np.zeros((*flow.shape[1:], 4), dtype=np.float32)
+    out[..., :3] = np.moveaxis(flow, 0, -1)
+    return out
+
+
+def track(
+    flow4: Float32,
+    positions: Float64,
+    steps_left: npt.NDArray[np.int32],
+    *,
+    origin: Sequence[int],
+    shape: Sequence[int],
+    step_size: float,
+    threads: int = 1,
+) -> None:
+    """Advance particles in place until they have no steps left or stand outside the block.
+
+    Parameters
+    ----------
+    flow4
+        ``[Z, Y, X, 4]``, the flow of the block (see :func:`interleave`).
+    positions, steps_left
+        ``float64[N, 3]`` in coordinates of the whole volume and ``int32[N]``; both are changed.
+    origin
+        The block's first voxel.
+    shape
+        Shape of the whole volume, to which positions are clipped.
+
+    Examples
+    --------
+    >>> flow = interleave(np.ones((3, 1, 1, 2), np.float32))
+    >>> positions, steps = np.zeros((1, 3)), np.array([5], np.int32)
+    >>> track(flow, positions, steps, origin=(0, 0, 0), shape=(1, 1, 9), step_size=1.0)
+    >>> positions, steps
+    (array([[0., 0., 2.]]), array([3], dtype=int32))
+    """
+    step = np.float32(step_size)
+    last = np.asarray(shape, dtype=np.float64) - 1.0
+    while True:
+        voxel = np.clip(positions, 0.0, last).astype(np.int64) - np.asarray(origin)
+        here = ((voxel >= 0) & (voxel < flow4.shape[:3])).all(axis=1)
+        moving = np.flatnonzero(here & (steps_left > 0))
+        if len(moving) == 0:
+            return
+        z, y, x = voxel[moving].T
+        move = step * flow4[z, y, x, :3]  # a float32 product, added to a float64 position
+        positions[moving] = np.clip(positions[moving] + move, 0.0, last)
+        steps_left[moving] -= 1
+
+
+# ── convergence cells and clusters ───────────────────────────────────────────────────────────
+
+
+def _cell_size(radius: float) -> float:
+    return max(1.0, radius / 2.0)
+
+
+def _cell_counts(shape: Sequence[int], radius: float) -> Triple:
+    z, y, x = (math.floor(n / _cell_size(radius)) + 1 for n in shape)
+    return z, y, x
+
+
+def _cell_indices(positions: Float64, shape: Sequence[int], radius: float) -> Int64:
+    most = np.asarray(_cell_counts(shape, radius), dtype=np.int64) - 1
+    return np.clip(np.rint(positions / _cell_size(radius)).astype(np.int64), 0, most)
+
+
+def _cell_corners(indices: Int64, radius: float) -> Float64:
+    return np.asarray(np.floor(indices * _cell_size(radius)), dtype=np.float64)
+
+
+def cell_numbers(positions: Float64, *, shape: Sequence[int], radius: float) -> Int64:
+    """Linear number (C order) of the convergence cell of each position.
+
+    Examples
+    --------
+    >>> cell_numbers(np.array([[0.0, 0.0, 2.9]]), shape=(8, 8, 8), radius=4.0)  # cells of 2
+    array([1])
+    """
+    index = _cell_indices(positions, shape, radius)
+    return np.asarray(np.ravel_multi_index(tuple(index.T), _cell_counts(shape, radius)), np.int64)
+
+
+def cell_table(
+    positions: Float64, *, shape: Sequence[int], radius: float
+) -> tuple[CellTable, Int64]:
+    """The occupied cells, and for each position the row of its cell.
+
+    Examples
+    --------
+    >>> where = np.array([[0.0, 0.0, 2.5], [0.0, 0.0, 2.0]])
+    >>> table, row = cell_table(where, shape=(8, 8, 8), radius=4.0)
+    >>> table.counts, table.offsets[0, 2] / FIXED_POINT, row
+    (array([2]), np.float64(0.5), array([0, 0]))
+    """
+    index = _cell_indices(positions, shape, radius)
+    offset = positions - _cell_corners(index, radius)
+    fixed = np.rint(offset * FIXED_POINT).astype(np.int64)
+    numbers = cell_numbers(positions, shape=shape, radius=radius)
+    cells, row, counts = np.unique(numbers, return_inverse=True, return_counts=True)
+    offsets = np.zeros((len(cells), 3), dtype=np.int64)
+    np.add.at(offsets, row, fixed)
+    return CellTable(cells.astype(np.int64), counts.astype(np.int64), offsets), row.astype(np.int64)
+
+
+def cluster_labels(positions: Float64, *, shape: Sequence[int], radius: float) -> Int64:
+    """Cluster of each position: 1..K, numbered by smallest cell in C order.
+
+    Examples
+    --------
+    >>> where = np.array([[0.0, 0.0, 9.0], [0.0, 0.0, 0.0], [0.0, 0.0, 3.0]])
+    >>> cluster_labels(where, shape=(1, 1, 10), radius=4.0)
+    array([2, 1, 1])
+    """
+    table, row = cell_table(positions, shape=shape, radius=radius)
+    if len(table) == 0:
+        return row
+    index = np.stack(np.unravel_index(table.cells, _cell_counts(shape, radius)), axis=1)
+    corner = _cell_corners(index, radius)
+    inside = table.offsets / (table.counts[:, None] * FIXED_POINT)
+
+    # The tree only proposes pairs, some too many; the definition decides.
+    tree = cKDTree(corner + inside)
+    one, two = tree.query_pairs(radius * (1 + 1e-9) + 1e-6, output_type="ndarray").T
+    apart = (corner[one] - corner[two]) + (inside[one] - inside[two])
+    joined = np.sqrt((apart**2).sum(axis=1)) < radius
+    edges = (one[joined], two[joined])
+    graph = coo_matrix((np.ones(len(edges[0])), edges), shape=(len(table), len(table)))
+    component = connected_components(graph, directed=False)[1]
+
+    _, first_cell = np.unique(component, return_index=True)
+    rank = np.argsort(np.argsort(first_cell))  # components by the first cell they own
+    return np.asarray(rank[component][row] + 1, dtype=np.int64)
+
+
+def segment_group1(
+    mask: Mask,
+    flow: npt.NDArray[Any],
+    *,
+    n_steps: int,
+    step_size: float,
+    convergence_radius: float,
+    min_size: int,
+) -> Int64:
+    """Instance labels of a whole volume from its flow: track, cluster, drop the small.
+
+    Examples
+    --------
+    >>> flow = np.zeros((3, 1, 1, 8), np.float32)
+    >>> flow[2] = [1, 0, -1, 0, 0, 1, 0, -1]
+    >>> mask = np.array([[[1, 1, 1, 0, 0, 1, 1, 1]]])
+    >>> options = {"step_size": 1.0, "convergence_radius": 2.0, "min_size": 2}
+    >>> segment_group1(mask, flow, n_steps=4, **options)
+    array([[[1, 1, 1, 0, 0, 2, 2, 2]]])
+    """
+    foreground = np.asarray(mask) != 0
+    positions = np.argwhere(foreground).astype(np.float64)
+    steps_left = np.full(len(positions), n_steps, dtype=np.int32)
+    track(
+        interleave(flow),
+        positions,
+        steps_left,
+        origin=(0, 0, 0),
+        shape=foreground.shape,
+        step_size=step_size,
+    )
+    clusters = cluster_labels(positions, shape=foreground.shape, radius=convergence_radius)
+    labels = np.zeros(foreground.shape, dtype=np.int64)
+    labels[foreground] = drop_small(clusters, min_size=min_size)
+    return labels
+
+
+def drop_small(clusters: Int64, *, min_size: int) -> Int64:
+    """Numbers 1..K with those that occur fewer than ``min_size`` times 0, the rest 1..K again.
+
+    Examples
+    --------
+    >>> drop_small(np.array([1, 2, 2, 3, 3]), min_size=2)
+    array([0, 1, 1, 2, 2])
+    """
+    sizes = np.bincount(clusters)
+    kept = sizes >= min_size
+    kept[:1] = False
+    return np.asarray(np.where(kept, np.cumsum(kept), 0)[clusters], dtype=np.int64)
+
+
+# ── fusing and comparing ─────────────────────────────────────────────────────────────────────
+
+
+def blend_weight(shape: Sequence[int], *, tapers: Sequence[tuple[int, int]]) -> Float32:
+    """Weight of each voxel of a tile, tapering where it overlaps a neighbour.
+
+    Parameters
+    ----------
+    shape
+        Shape of the tile.
+    tapers
+        For each axis the width of the overlap at its low and at its high face; 0 is no taper.
+
+    Examples
+    --------
+    >>> blend_weight((4,), tapers=[(2, 0)]).round(3)
+    array([0.146, 0.854, 1.   , 1.   ], dtype=float32)
+    """
+    weight = np.ones(tuple(shape))
+    for axis, (length, (low, high)) in enumerate(zip(shape, tapers, strict=True)):
+        along = np.ones(length)
+        for i in range(length):
+            for from_face, width in ((i, low), (length - 1 - i, high)):
+                if from_face < width:
+                    along[i] *= math.sin(math.pi / 2 * (from_face + 0.5) / width) ** 2
+        weight *= along.reshape([-1 if a == axis else 1 for a in range(len(shape))])
+    return weight.astype(np.float32)
+
+
+def contingency(truth: Labels, labels: Labels) -> tuple[UInt64, UInt64, Int64]:
+    """How many voxels each pair of ids shares, sorted by pair, background included.
+
+    Examples
+    --------
+    >>> contingency(np.array([[[0, 4, 4]]]), np.array([[[0, 2, 2]]]))
+    (array([0, 4], dtype=uint64), array([0, 2], dtype=uint64), array([1, 2]))
+    """
+    pairs = np.stack([truth.ravel().astype(np.uint64), labels.ravel().astype(np.uint64)])
+    found, counts = np.unique(pairs, axis=1, return_counts=True)
+    return found[0], found[1], counts.astype(np.int64)

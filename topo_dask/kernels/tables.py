@@ -1,0 +1,155 @@
+"""Small tables of whole numbers that blocks hand to each other: instances and cells.
+
+Everything in them is an exact integer, so merging gives the same table in whatever order the
+blocks finish.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
+Float64 = npt.NDArray[np.float64]
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+@dataclass(frozen=True, eq=False)
+class InstanceTable:
+    """Facts of instances, in coordinates of the whole volume.
+
+    Parameters
+    ----------
+    ids
+        ``uint64[K]``, ascending, without 0.
+    voxels
+        ``int64[K]``, number of voxels.
+    sums
+        ``int64[K, 3]``, sum of the voxels' coordinates.
+    lo, hi
+        ``int64[K, 3]``, bounding box, half open.
+
+    Examples
+    --------
+    >>> table = InstanceTable(
+    ...     ids=np.array([7], np.uint64),
+    ...     voxels=np.array([2]),
+    ...     sums=np.array([[0, 4, 9]]),
+    ...     lo=np.array([[0, 2, 4]]),
+    ...     hi=np.array([[1, 3, 6]]),
+    ... )
+    >>> table.centres
+    array([[0. , 2. , 4.5]])
+    """
+
+    ids: UInt64
+    voxels: Int64
+    sums: Int64
+    lo: Int64
+    hi: Int64
+
+    @property
+    def centres(self) -> Float64:
+        """Centres of mass, ``float64[K, 3]``."""
+        return np.asarray(self.sums / self.voxels[:, None], dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, eq=False)
+class CellTable:
+    """Convergence cells: how many particles ended in each, and where inside it.
+
+    Parameters
+    ----------
+    cells
+        ``int64[M]``, linear cell numbers, ascending.
+    counts
+        ``int64[M]``, number of particles.
+    offsets
+        ``int64[M, 3]``, sum of the particles' offsets from the cell's corner, in units of 2**-24.
+
+    Examples
+    --------
+    >>> table = CellTable(np.array([3]), np.array([2]), np.array([[0, 1 << 24, 1 << 23]]))
+    >>> len(table)
+    1
+    """
+
+    cells: Int64
+    counts: Int64
+    offsets: Int64
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+
+def merge_instances(tables: Sequence[InstanceTable]) -> InstanceTable:
+    """One table of several: voxels and sums added up, boxes united.
+
+    Examples
+    --------
+    >>> box = np.array([[0, 0, 0]]), np.array([[1, 1, 1]])
+    >>> one = InstanceTable(np.array([5], np.uint64), np.array([1]), np.array([[0, 0, 0]]), *box)
+    >>> merge_instances([one, one]).voxels
+    array([2])
+    """
+    ids = _join([t.ids for t in tables], np.uint64)
+    ids, order, starts = _groups(ids)
+    return InstanceTable(
+        ids=ids,
+        voxels=_reduce(np.add, _join([t.voxels for t in tables], np.int64), order, starts),
+        sums=_reduce(np.add, _join([t.sums for t in tables], np.int64, 3), order, starts),
+        lo=_reduce(np.minimum, _join([t.lo for t in tables], np.int64, 3), order, starts),
+        hi=_reduce(np.maximum, _join([t.hi for t in tables], np.int64, 3), order, starts),
+    )
+
+
+def merge_cells(tables: Sequence[CellTable]) -> CellTable:
+    """One table of several: counts and offsets added up.
+
+    Examples
+    --------
+    >>> one = CellTable(np.array([4]), np.array([1]), np.array([[0, 0, 9]]))
+    >>> two = CellTable(np.array([1, 4]), np.array([1, 2]), np.array([[1, 2, 3], [0, 0, 1]]))
+    >>> merged = merge_cells([one, two])
+    >>> merged.cells, merged.counts, merged.offsets[1]
+    (array([1, 4]), array([1, 3]), array([ 0,  0, 10]))
+    """
+    cells = _join([t.cells for t in tables], np.int64)
+    cells, order, starts = _groups(cells)
+    return CellTable(
+        cells=cells,
+        counts=_reduce(np.add, _join([t.counts for t in tables], np.int64), order, starts),
+        offsets=_reduce(np.add, _join([t.offsets for t in tables], np.int64, 3), order, starts),
+    )
+
+
+def _join(
+    parts: Sequence[npt.NDArray[Scalar]], dtype: type[Scalar], *tail: int
+) -> npt.NDArray[Scalar]:
+    # The empty first part fixes the rank where there is no table at all; "safe" because int64
+    # beside uint64 would silently become float64.
+    return np.concatenate([np.empty((0, *tail), dtype), *parts], dtype=dtype, casting="safe")
+
+
+def _groups(keys: npt.NDArray[Scalar]) -> tuple[npt.NDArray[Scalar], Int64, Int64]:
+    """Distinct keys ascending, the order that sorts the rows, and where each key starts in it."""
+    order = np.argsort(keys, kind="stable").astype(np.int64)
+    ordered = keys[order]
+    first = np.ones(len(keys), dtype=bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    starts = np.flatnonzero(first).astype(np.int64)
+    return ordered[starts], order, starts
+
+
+def _reduce(operation: np.ufunc, rows: Int64, order: Int64, starts: Int64) -> Int64:
+    if len(starts) == 0:
+        return rows
+    return np.asarray(operation.reduceat(rows[order], starts, axis=0), dtype=np.int64)
