@@ -1,0 +1,79 @@
+"""The exceptions. Each is also the builtin that fits it, so ``except ValueError`` keeps working.
+
+Every message names the argument, what came, what is allowed and what to do.
+"""
+
+from __future__ import annotations
+
+
+class TopoError(Exception):
+    """Base of every error that topo_dask raises on purpose.
+
+    Parameters
+    ----------
+    argument
+        Name of the argument, option or file at fault.
+    came
+        What was given or found.
+    allowed
+        What would have been accepted.
+    do
+        What to do about it, as a sentence.
+
+    Examples
+    --------
+    >>> print(TopoError("radius", "-1", "a number > 0", "Pass e.g. radius=4."))
+    radius: got -1; allowed: a number > 0. Pass e.g. radius=4.
+    """
+
+    def __init__(self, argument: str, came: object, allowed: str, do: str = "") -> None:
+        # All four go into `args`: exceptions travel between processes by pickling them.
+        super().__init__(argument, came, allowed, do)
+        self.argument = argument
+        self.came = came
+        self.allowed = allowed
+        self.do = do
+
+    def __str__(self) -> str:
+        text = f"{self.argument}: got {self.came}; allowed: {self.allowed}."
+        return f"{text} {self.do}" if self.do else text
+
+
+class InvalidArgument(TopoError, ValueError):
+    """An argument has a value that makes no sense."""
+
+
+class InvalidType(TopoError, TypeError):
+    """An argument, or an array's dtype, is of a type that cannot be used."""
+
+
+class InvalidData(TopoError, ValueError):
+    """The content of an array is unusable (NaN in a flow, negative labels)."""
+
+
+class InputNotFound(TopoError, FileNotFoundError):
+    """An input does not exist or cannot be read as zarr."""
+
+
+class InputIsGroup(TopoError, ValueError):
+    """A path names a zarr group where an array is needed; its arrays are listed."""
+
+
+class OutputExists(TopoError, FileExistsError):
+    """The output is already there and neither overwriting nor resuming was asked for."""
+
+
+class OutputNotWritable(TopoError, PermissionError):
+    """The output or the work directory cannot be written."""
+
+
+class RunInProgress(TopoError, RuntimeError):
+    """Another run holds the lock of this output."""
+
+
+class TaskFailed(TopoError, RuntimeError):
+    """A block's task failed; the block's position is named, nothing was published."""
+
+
+class BackendUnavailable(TopoError, RuntimeError):
+    """The backend or optional package asked for is not there."""

@@ -1,0 +1,24 @@
+"""The kernels in numba: same names and answers as `topo_dask.kernels.reference`."""
+
+from topo_dask.kernels.contingency import contingency
+from topo_dask.kernels.cpu.blend import blend_weight
+from topo_dask.kernels.cpu.cells import cell_numbers, cell_table, join_cells
+from topo_dask.kernels.cpu.diffusion import diffusion_flow
+from topo_dask.kernels.cpu.direct import direct_centres, direct_flow
+from topo_dask.kernels.cpu.labels import compact, instance_facts
+from topo_dask.kernels.cpu.tracking import interleave, track
+
+__all__ = [
+    "blend_weight",
+    "cell_numbers",
+    "cell_table",
+    "compact",
+    "contingency",
+    "diffusion_flow",
+    "direct_centres",
+    "direct_flow",
+    "instance_facts",
+    "interleave",
+    "join_cells",
+    "track",
+]

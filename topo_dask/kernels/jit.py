@@ -1,0 +1,16 @@
+"""How every CPU kernel is compiled: cached on disk, GIL released, arithmetic as written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def compiled(function: Function) -> Function:
+    """Compile a loop with numba; no fast-math, so that results do not depend on vector length."""
+    kernel: Function = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    return kernel

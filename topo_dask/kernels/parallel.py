@@ -1,0 +1,46 @@
+"""Threads inside one kernel call. numba's own parallel loops may not be started from two threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+Starmap = Callable[[Callable[..., Any], list[tuple[Any, ...]]], None]
+
+
+def _serial(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
+    for call in calls:
+        function(*call)
+
+
+@contextmanager
+def starmap(threads: int) -> Iterator[Starmap]:
+    """Give a function that runs ``function(*call)`` for every call, on ``threads`` threads."""
+    if threads <= 1:
+        yield _serial
+        return
+    with ThreadPoolExecutor(threads) as pool:
+
+        def parallel(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
+            if len(calls) == 1:
+                function(*calls[0])
+            else:
+                for future in [pool.submit(function, *call) for call in calls]:
+                    future.result()
+
+        yield parallel
+
+
+def ranges(count: int, parts: int) -> list[tuple[int, int]]:
+    """Cut ``range(count)`` into at most ``parts`` runs of almost equal length.
+
+    Examples
+    --------
+    >>> ranges(5, 2)
+    [(0, 3), (3, 5)]
+    """
+    parts = max(1, min(parts, count))
+    cuts = [-(-count * i // parts) for i in range(parts + 1)]
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
