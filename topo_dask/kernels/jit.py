@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numba
 
@@ -12,5 +12,5 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 def compiled(function: Function) -> Function:
     """Compile a loop with numba; no fast-math, so that results do not depend on vector length."""
-    kernel: Function = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    return kernel
+    kernel: Any = numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    return cast(Function, kernel)

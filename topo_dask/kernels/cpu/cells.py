@@ -73,7 +73,8 @@ def cell_indices(
 ) -> npt.NDArray[np.int64]:
     """Linear cell numbers as int64 ``[M,3]`` indices along z, y, x."""
     index = np.unravel_index(cells, cell_counts(shape, radius))
-    return np.stack(index, axis=-1).astype(np.int64).reshape(-1, 3)
+    stacked: npt.NDArray[np.int64] = np.stack(index, axis=-1).astype(np.int64)
+    return stacked.reshape(-1, 3)
 
 
 def cell_corners(
@@ -81,7 +82,8 @@ def cell_corners(
 ) -> npt.NDArray[np.int64]:
     """The voxel from which a cell's offsets count: floor(c * g), int64 ``[M,3]``."""
     index = cell_indices(cells, shape=shape, radius=radius)
-    return np.floor(index * cell_size(radius)).astype(np.int64)
+    corners: npt.NDArray[np.int64] = np.floor(index * cell_size(radius)).astype(np.int64)
+    return corners
 
 
 @compiled
@@ -149,7 +151,7 @@ def _find(parent: Any, i: Any) -> Any:
 
 
 @compiled
-def _close(corner_a: Any, part_a: Any, corner_b: Any, part_b: Any, radius: float) -> bool:
+def _close(corner_a: Any, part_a: Any, corner_b: Any, part_b: Any, radius: float) -> Any:
     """Whether two centres are closer than the radius. Differences of corners are exact."""
     total = 0.0
     for axis in range(3):

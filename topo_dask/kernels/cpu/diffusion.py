@@ -29,8 +29,7 @@ TINY = 1e-8
 """Gradients below this norm are not stretched to unit length (coordinate potential)."""
 
 
-@intrinsic  # type: ignore[untyped-decorator,unused-ignore]
-def _bit(context: Any, byte: Any, mask: Any) -> Any:
+def _test_bit(context: Any, byte: Any, mask: Any) -> Any:
     """Whether a bit of a byte is set, tested on the byte itself.
 
     numba would widen ``byte & mask`` to 64 bits, which halves the speed of the vectorised sweep.
@@ -43,6 +42,9 @@ def _bit(context: Any, byte: Any, mask: Any) -> Any:
         return builder.icmp_unsigned("!=", builder.and_(args[0], one), zero)
 
     return types.boolean(byte, mask), generate
+
+
+_bit: Any = intrinsic(_test_bit)
 
 
 @compiled
