@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import find, given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -202,11 +203,18 @@ def test_label_volumes_are_labels(labels: npt.NDArray[Any]) -> None:
     assert (labels >= 0).all()
 
 
-def test_label_volumes_reach_the_corners() -> None:
-    find(label_volumes(), lambda x: x.dtype == np.uint64 and bool((x > 2**63).any()))
-    find(label_volumes(), lambda x: not x.any() and x.size > 1)
-    find(label_volumes(), lambda x: x.size == 1 and bool(x.all()))
-    find(label_volumes(), lambda x: len(np.unique(x)) >= 4)
+@pytest.mark.parametrize(
+    "corner",
+    [
+        lambda x: x.dtype == np.uint64 and bool((x > 2**63).any()),
+        lambda x: not x.any() and x.size > 1,
+        lambda x: x.size == 1 and bool(x.all()),
+        lambda x: len(np.unique(x)) >= 4,
+    ],
+    ids=["huge ids", "background only", "one voxel", "several objects"],
+)
+def test_label_volumes_reach_the_corners(corner: Callable[[npt.NDArray[Any]], bool]) -> None:
+    find(label_volumes(), corner, settings=settings(phases=[Phase.generate]))
 
 
 @given(st.data(), st.tuples(*[st.integers(1, 9)] * 3))
@@ -217,9 +225,10 @@ def test_block_shapes_are_lengths(data: st.DataObject, shape: tuple[int, int, in
     assert all(isinstance(side, int) for side in blocks)
 
 
-def test_block_shapes_reach_the_corners() -> None:
-    for corner in ((1, 1, 1), (5, 6, 7), (6, 7, 8), (2, 3, 4)):
-        assert find(block_shapes((5, 6, 7)), lambda b, c=corner: b == c) == corner  # type: ignore[misc]
+@pytest.mark.parametrize("corner", [(1, 1, 1), (5, 6, 7), (6, 7, 8), (2, 3, 4)], ids=str)
+def test_block_shapes_reach_the_corners(corner: tuple[int, ...]) -> None:
+    everything = settings(phases=[Phase.generate], max_examples=5_000)
+    find(block_shapes((5, 6, 7)), lambda blocks: blocks == corner, settings=everything)
 
 
 @given(st.data(), st.tuples(*[st.integers(1, 7)] * 3))
