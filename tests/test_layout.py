@@ -6,6 +6,8 @@ Read off the syntax tree of every module, so imports inside functions count too.
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "grid": {"errors"},
     "kernels": {"errors", "kernels"},
-    "graph": {"errors", "graph", "grid", "kernels"},
+    "graph": {"config", "errors", "graph", "grid", "kernels"},
     "storage": {"errors", "grid"},
     "config": {"errors"},
     "plan": {"config", "errors", "graph", "grid", "storage"},
@@ -66,7 +68,7 @@ MANY_PARAMETERS: dict[str, str] = {
     "run/flows.py:flows": RUN_BY_NAME,
     "run/segment.py:segment": RUN_BY_NAME,
     "run/compare.py:compare": RUN_BY_NAME,
-    "kernels/cpu.py:diffusion_flow": "the whole definition of the field of one block",
+    "kernels/cpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
     "kernels/reference.py:diffusion_flow": "the whole definition of the field of one block",
     "cli.py:flows": OPTION_EACH,
     "cli.py:segment": OPTION_EACH,
@@ -266,3 +268,41 @@ def test_longer_parameter_lists_are_still_needed() -> None:
             counts[f"{path}:{name}"] = parameter_count(node, method=method)
     idle = [key for key in MANY_PARAMETERS if counts.get(key, 99) <= MAX_PARAMETERS]
     assert not idle, f"these are within the limit, take them off the list: {idle}"
+
+
+IMPORT = """
+import copy, logging, os, signal, sys, threading, warnings
+import dask, distributed, numba, numpy, zarr
+
+def state():
+    return {
+        "dask": copy.deepcopy(dask.config.config),
+        "zarr": copy.deepcopy(zarr.config.config),
+        "numba": numba.get_num_threads(),
+        "numpy errors": numpy.geterr(),
+        "numpy printing": numpy.get_printoptions(),
+        "warnings": list(warnings.filters),
+        "logging": (logging.root.level, list(logging.root.handlers)),
+        "environment": dict(os.environ),
+        "signals": [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)],
+        "threads": threading.active_count(),
+    }
+
+before = state()
+import topo_dask
+after = state()
+print([name for name in before if before[name] != after[name]])
+print([name for name in ("bokeh", "cupy", "dask_jobqueue", "hypothesis", "matplotlib", "s3fs")
+       if name in sys.modules])
+"""
+
+
+def test_import_changes_no_settings_and_loads_nothing_optional() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORT],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=PACKAGE.parent,
+    )
+    assert done.stdout.splitlines() == ["[]", "[]"], done.stdout
