@@ -5,7 +5,7 @@ from topo_dask.kernels.cpu.blend import blend_weight
 from topo_dask.kernels.cpu.cells import cell_numbers, cell_table, join_cells
 from topo_dask.kernels.cpu.diffusion import diffusion_flow
 from topo_dask.kernels.cpu.direct import direct_centres, direct_flow
-from topo_dask.kernels.cpu.labels import compact, instance_facts
+from topo_dask.kernels.cpu.labels import compact, instance_facts, rows_of
 from topo_dask.kernels.cpu.tracking import interleave, track
 
 __all__ = [
@@ -20,5 +20,6 @@ __all__ = [
     "instance_facts",
     "interleave",
     "join_cells",
+    "rows_of",
     "track",
 ]

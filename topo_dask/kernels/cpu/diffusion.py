@@ -387,7 +387,7 @@ def diffusion_flow(
     g/max(|g|, 1e-8) with g_d = du_d/dd. Since that is linear, u_d is taken as the diffused
     coordinate relative to ``anchors`` (float32) plus the anchor times the diffused indicator
     (float64): absolute coordinates in float32 would lose the gradient in large volumes.
-    ``potential="heat"`` diffuses the indicator alone, and divides by \|g\| however small.
+    ``potential="heat"`` diffuses the indicator alone, and divides by |g| however small.
 
     Parameters
     ----------

@@ -1,0 +1,125 @@
+"""Settings of the methods: frozen, checked when made, and part of every run's fingerprint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from topo_dask.errors import InvalidArgument, InvalidType
+
+METHODS = ("diffusion", "direct")
+POTENTIALS = ("coordinate", "heat")
+GROUPS = (1,)
+
+
+def choice(argument: str, value: Any, known: Sequence[Any]) -> None:
+    """Raise InvalidArgument unless ``value`` is one of ``known``."""
+    if value not in known:
+        names = ", ".join(map(str, known))
+        raise InvalidArgument(argument, repr(value), f"one of: {names}", "Choose one of these.")
+
+
+def number(
+    argument: str, value: Any, allowed: Callable[[float], bool], text: str, *, whole: bool = False
+) -> None:
+    """Raise InvalidType or InvalidArgument unless ``value`` is a finite number that is allowed.
+
+    Examples
+    --------
+    >>> number("n_steps", -1, lambda v: v >= 0, "a whole number >= 0", whole=True)
+    Traceback (most recent call last):
+    topo_dask.errors.InvalidArgument: n_steps: got -1; allowed: a whole number >= 0.
+    """
+    try:
+        as_float = float(value)
+    except (TypeError, ValueError):
+        raise InvalidType(argument, repr(value), text) from None
+    if isinstance(value, (str, bytes)) or (whole and as_float != value):
+        raise InvalidType(argument, repr(value), text)
+    if not math.isfinite(as_float) or not allowed(as_float) or (whole and as_float % 1):
+        raise InvalidArgument(argument, repr(value), text)
+
+
+@dataclass(frozen=True)
+class FlowSettings:
+    """How flows are made of labels.
+
+    Parameters
+    ----------
+    method
+        "diffusion" (objects of any form) or "direct" (convex objects).
+    potential
+        What diffuses: "coordinate" or "heat".
+    n_iter
+        Most iterations of an instance.
+    adaptive_iters
+        Whether a small instance gets fewer: adaptive_factor times its longest side.
+    adaptive_factor
+        See there.
+    context
+        Voxels computed around each block and thrown away; "auto" follows from the other settings.
+    tolerance
+        How far, with context "auto", a component may be from that of the whole volume.
+
+    Examples
+    --------
+    >>> FlowSettings(n_iter=100).potential
+    'coordinate'
+    """
+
+    method: str = "diffusion"
+    potential: str = "coordinate"
+    n_iter: int = 200
+    adaptive_iters: bool = True
+    adaptive_factor: float = 6
+    context: int | Literal["auto"] = "auto"
+    tolerance: float = 1e-4
+
+    def __post_init__(self) -> None:
+        choice("method", self.method, METHODS)
+        choice("potential", self.potential, POTENTIALS)
+        number("n_iter", self.n_iter, lambda v: v >= 0, "a whole number >= 0", whole=True)
+        number("adaptive_factor", self.adaptive_factor, lambda v: v > 0, "a number > 0")
+        if self.context != "auto":
+            text = "'auto' or a whole number >= 0"
+            number("context", self.context, lambda v: v >= 0, text, whole=True)
+        number("tolerance", self.tolerance, lambda v: 0 < v < 1, "a number between 0 and 1")
+
+
+@dataclass(frozen=True)
+class SegmentSettings:
+    """How instances are made of flows.
+
+    Parameters
+    ----------
+    n_steps
+        Steps that each particle makes.
+    step_size
+        Length of a step, in voxels, where the flow has length 1.
+    convergence_radius
+        Particles whose cells end closer than this are one instance, in voxels.
+    min_size
+        Instances with fewer voxels become background.
+    group
+        1, convex objects: tracking and clustering.
+
+    Examples
+    --------
+    >>> SegmentSettings().n_steps
+    100
+    """
+
+    n_steps: int = 100
+    step_size: float = 1.0
+    convergence_radius: float = 4.0
+    min_size: int = 50
+    group: int = 1
+
+    def __post_init__(self) -> None:
+        number("n_steps", self.n_steps, lambda v: 0 <= v < 2**31, "0 to 2147483647", whole=True)
+        number("step_size", self.step_size, lambda v: v > 0, "a number > 0")
+        number("convergence_radius", self.convergence_radius, lambda v: v > 0, "a number > 0")
+        number("min_size", self.min_size, lambda v: v >= 0, "a whole number >= 0", whole=True)
+        choice("group", self.group, GROUPS)

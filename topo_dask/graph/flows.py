@@ -1,0 +1,306 @@
+"""Flows of labels: of a block with its context, of a NumPy array, of a dask array."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.delayed import delayed
+
+from topo_dask.config import FlowSettings
+from topo_dask.errors import InvalidArgument
+from topo_dask.graph.blocks import assemble, cut, grid_of
+from topo_dask.graph.check import check_axes, check_labels, check_same_shape
+from topo_dask.graph.context import anchors_of, context_region, context_width, iterations_of
+from topo_dask.graph.instances import instance_table
+from topo_dask.grid import Region, as_lengths
+from topo_dask.kernels import cpu
+from topo_dask.kernels.tables import InstanceTable
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of the volume to compute: its core, what is read for it, and the whole volume."""
+
+    core: Region
+    read: Region
+    volume: Region
+
+
+def rows_in(table: InstanceTable, ids: npt.NDArray[np.uint64]) -> InstanceTable:
+    """The rows of a table with these ids (ascending)."""
+    rows = cpu.rows_of(ids, table.ids)
+    return InstanceTable(ids, table.voxels[rows], table.sums[rows], table.lo[rows], table.hi[rows])
+
+
+def flow_of_block(
+    labels: npt.NDArray[Any],
+    piece: Piece,
+    *,
+    table: InstanceTable,
+    settings: FlowSettings,
+    spatial_mask: npt.NDArray[Any] | None = None,
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """Flow in the core of a piece.
+
+    Parameters
+    ----------
+    labels
+        Of ``piece.read``.
+    piece
+        Where it lies.
+    table
+        Facts of the whole instances, at least of all that occur in ``labels``.
+    settings
+        The method.
+    spatial_mask
+        Of ``piece.read``; 1 where annotated.
+    threads
+        Threads to use.
+
+    Returns
+    -------
+    float32 ``[3, *core shape]``
+    """
+    core = piece.core.relative_to(piece.read.start).slices
+    if settings.method == "direct":
+        return cpu.direct_flow(
+            labels[core], ids=table.ids, centres=table.centres, origin=piece.core.start
+        )
+    return cpu.diffusion_flow(
+        labels,
+        ids=table.ids,
+        iterations=iterations_of(table, settings, volume=piece.volume),
+        anchors=anchors_of(table),
+        origin=piece.read.start,
+        core=core,
+        spatial_mask=spatial_mask,
+        potential=settings.potential,
+        threads=threads,
+    )
+
+
+def choose_read(
+    core_labels: npt.NDArray[Any],
+    core: Region,
+    *,
+    table: InstanceTable,
+    settings: FlowSettings,
+    volume: Region,
+) -> Region:
+    """What has to be read for the flow of a core, from the instances that enter it."""
+    if settings.method == "direct":
+        return core
+    inside = rows_in(table, cpu.compact(core_labels)[1])
+    iterations = iterations_of(inside, settings, volume=volume)
+    return context_region(core, inside, iterations, settings, volume)
+
+
+def generate_diffusion_flows(
+    instance_mask: Any,
+    n_iter: int = 200,
+    adaptive_iters: bool = True,
+    adaptive_factor: float = 6,
+    spatial_mask: Any = None,
+    *,
+    potential: str = "coordinate",
+    origin: tuple[int, ...] = (0, 0, 0),
+    volume_shape: tuple[int, ...] | None = None,
+    instances: InstanceTable | None = None,
+    context: Any = "auto",
+    tolerance: float = 1e-4,
+) -> Any:
+    """Flows of instances of any form, by heat diffusion inside each.
+
+    Three fields per instance start as the voxels' global coordinates; n times each value becomes
+    the mean of its six neighbours, 0 outside the instance, itself beyond a face of the volume.
+    The flow is the unit vector of (du_z/dz, du_y/dy, du_x/dx).
+
+    Parameters
+    ----------
+    instance_mask
+        ``[Z,Y,X]`` labels, any integer type, 0 is background; NumPy or dask.
+    n_iter
+        Most iterations of an instance.
+    adaptive_iters, adaptive_factor
+        Whether an instance gets no more than ``adaptive_factor`` times its longest side
+        (of its bounding box grown by 2 voxels).
+    spatial_mask
+        ``[Z,Y,X]``, 1 where annotated: nothing flows across the border of the annotated region.
+    potential
+        "coordinate"; or "heat", one field that starts as 1, the same wherever the object lies.
+    origin
+        Global index of the first voxel of a tile: the coordinate potential depends on it.
+    volume_shape
+        Shape of the whole volume that the tile is from.
+    instances
+        `instance_table` of that volume, without which a tile cannot know the whole extent.
+    context, tolerance
+        For dask arrays: voxels computed around each chunk and thrown away; "auto" keeps every
+        component within ``tolerance`` of the whole volume's, ``n_iter`` is exact to the bit.
+
+    Returns
+    -------
+    float32 ``[3,Z,Y,X]``, ``(dz,dy,dx)``: unit vectors inside instances, 0 outside. NumPy for
+    NumPy, lazy for dask.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, InvalidData
+        The argument is named.
+
+    Notes
+    -----
+    Source: the iteration is that of the topo package; Cellpose (Stringer et al., 2021) uses a
+    heat source in the middle instead.
+
+    Examples
+    --------
+    >>> generate_diffusion_flows(np.array([[[0, 5, 5, 5, 0]]]), potential="heat")[2, 0, 0]
+    array([ 0.,  1.,  0., -1.,  0.], dtype=float32)
+    """
+    check_labels(instance_mask, argument="instance_mask")
+    settings = FlowSettings(
+        "diffusion", potential, n_iter, adaptive_iters, adaptive_factor, context, tolerance
+    )
+    start = as_lengths(origin, argument="origin", axes=3, least=0)
+    shape = tuple(int(n) for n in instance_mask.shape)
+    if spatial_mask is not None:
+        check_axes(spatial_mask, argument="spatial_mask", axes=3, names="z, y, x")
+        check_same_shape(spatial_mask.shape, shape, argument="spatial_mask", of="instance_mask")
+    here = Region(start, tuple(a + n for a, n in zip(start, shape, strict=True)))
+    volume = here if volume_shape is None else _volume_around(here, volume_shape)
+    if isinstance(instance_mask, da.Array):
+        return _lazy_flows(instance_mask, settings, here, volume, instances, spatial_mask)
+    labels = np.asarray(instance_mask)
+    mask = None if spatial_mask is None else np.asarray(spatial_mask)
+    piece = Piece(here, here, volume)
+    table = instances if instances is not None else _shifted(instance_table(labels), start)
+    return flow_of_block(
+        labels, piece, table=table, settings=settings, spatial_mask=mask, threads=_cores()
+    )
+
+
+def _volume_around(here: Region, volume_shape: Any) -> Region:
+    shape = as_lengths(volume_shape, argument="volume_shape", axes=3, least=1)
+    if any(b > n for b, n in zip(here.stop, shape, strict=True)):
+        raise InvalidArgument(
+            "volume_shape", shape, f"a volume that holds the tile {here}", "Check the origin."
+        )
+    return Region((0, 0, 0), shape)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _shifted(table: InstanceTable, by: tuple[int, ...]) -> InstanceTable:
+    shift = np.asarray(by, dtype=np.int64)
+    return InstanceTable(
+        table.ids,
+        table.voxels,
+        table.sums + table.voxels[:, None] * shift,
+        table.lo + shift,
+        table.hi + shift,
+    )
+
+
+def _flow_of_region(
+    labels: npt.NDArray[Any],
+    spatial_mask: npt.NDArray[Any] | None,
+    table: InstanceTable,
+    piece: Piece,
+    settings: FlowSettings,
+) -> npt.NDArray[np.float32]:
+    """Task of the lazy graph: the flow of a chunk from a slice with its context."""
+    return flow_of_block(labels, piece, table=table, settings=settings, spatial_mask=spatial_mask)
+
+
+def _lazy_flows(
+    labels: da.Array,
+    settings: FlowSettings,
+    here: Region,
+    volume: Region,
+    instances: InstanceTable | None,
+    spatial_mask: Any,
+) -> da.Array:
+    grid = grid_of(labels, argument="instance_mask")
+    if instances is None:
+        table = delayed(_shifted)(instance_table(labels), here.start)
+    else:
+        table = delayed(instances)  # once in the graph, not once a block
+    width = settings.context
+    if width == "auto":
+        width = context_width(
+            int(settings.n_iter),
+            tolerance=settings.tolerance,
+            farthest=max(volume.stop),
+            floor=settings.potential == "coordinate",
+        )
+    if settings.method == "direct":
+        width = -1
+    masks = None if spatial_mask is None else da.asarray(spatial_mask)
+    task = delayed(_flow_of_region)
+    blocks = []
+    for core in grid:
+        read = core.grow(int(width) + 1, within=grid.shape)
+        piece = Piece(_moved(core, here), _moved(read, here), volume)
+        mask = None if masks is None else cut(masks, read)
+        blocks.append(task(cut(labels, read), mask, table, piece, settings))
+    return assemble(blocks, grid, dtype=np.float32, leading=(3,))
+
+
+def _moved(region: Region, here: Region) -> Region:
+    return region.relative_to(tuple(-a for a in here.start))
+
+
+def generate_direct_flows(instance_mask: Any, spatial_mask: Any = None) -> Any:
+    """Flows of convex instances: unit vectors to the centre of mass of the whole instance.
+
+    Parameters
+    ----------
+    instance_mask
+        ``[Z,Y,X]`` labels, any integer type, 0 is background; NumPy or dask.
+    spatial_mask
+        ``[Z,Y,X]``, 1 where annotated. An instance that touches unannotated voxels points to
+        the deepest voxel of its mask instead (NumPy only).
+
+    Returns
+    -------
+    float32 ``[3,Z,Y,X]``, ``(dz,dy,dx)``; the voxel nearest the centre, if inside, gets 0.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, InvalidData
+        The argument is named.
+
+    Examples
+    --------
+    >>> generate_direct_flows(np.array([[[5, 5, 5]]]))[2, 0, 0]
+    array([ 1.,  0., -1.], dtype=float32)
+    """
+    check_labels(instance_mask, argument="instance_mask")
+    if spatial_mask is not None:
+        check_axes(spatial_mask, argument="spatial_mask", axes=3, names="z, y, x")
+        check_same_shape(
+            spatial_mask.shape, instance_mask.shape, argument="spatial_mask", of="instance_mask"
+        )
+    here = Region((0, 0, 0), tuple(int(n) for n in instance_mask.shape))
+    if isinstance(instance_mask, da.Array):
+        if spatial_mask is not None:
+            raise InvalidArgument(
+                "spatial_mask",
+                "a mask for a dask array of labels",
+                "None with dask arrays: the deepest voxel needs the whole instance",
+                "Compute the labels first, or use generate_diffusion_flows.",
+            )
+        return _lazy_flows(instance_mask, FlowSettings("direct"), here, here, None, None)
+    labels = np.asarray(instance_mask)
+    mask = None if spatial_mask is None else np.asarray(spatial_mask)
+    ids, centres = cpu.direct_centres(labels, spatial_mask=mask)
+    return cpu.direct_flow(labels, ids=ids, centres=centres)

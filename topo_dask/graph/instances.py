@@ -1,0 +1,53 @@
+"""Facts of whole instances, from one pass over the labels: a table per block, summed as a tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.delayed import delayed
+
+from topo_dask.graph.blocks import cut, grid_of
+from topo_dask.graph.check import check_labels, check_not_negative
+from topo_dask.kernels import cpu
+from topo_dask.kernels.tables import InstanceTable, merge_instances
+
+FAN_IN = 16
+"""Tables summed in one task."""
+
+
+def facts_of_block(
+    labels: npt.NDArray[Any], origin: tuple[int, ...], argument: str = "labels"
+) -> InstanceTable:
+    """The table of one block; raises InvalidData for negative labels."""
+    check_not_negative(labels, argument=argument, where=f" in the block at {origin}")
+    return cpu.instance_facts(labels, origin=origin)
+
+
+def instance_table(labels: Any) -> Any:
+    """Size, centre and extent of every instance.
+
+    Parameters
+    ----------
+    labels
+        ``[Z,Y,X]``, any integer type; NumPy or dask.
+
+    Returns
+    -------
+    InstanceTable, or a dask ``Delayed`` of one for a dask array. Ascending by id, exact.
+
+    Examples
+    --------
+    >>> instance_table(np.array([[[0, 7, 7]]])).hi
+    array([[1, 1, 3]])
+    """
+    check_labels(labels)
+    if not isinstance(labels, da.Array):
+        return facts_of_block(np.asarray(labels), (0, 0, 0))
+    facts, merge = delayed(facts_of_block), delayed(merge_instances)
+    tables = [facts(cut(labels, r), r.start) for r in grid_of(labels, argument="labels")]
+    while len(tables) > 1:
+        tables = [merge(tables[i : i + FAN_IN]) for i in range(0, len(tables), FAN_IN)]
+    return tables[0]
