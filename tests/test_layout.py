@@ -63,11 +63,9 @@ RUN_BY_NAME = "a run on disk takes every setting of its method by name"
 OPTION_EACH = "one parameter for each command line option"
 MANY_PARAMETERS: dict[str, str] = {
     "graph/flows.py:generate_diffusion_flows": KEEPS_TOPO_NAMES,
-    "graph/merge.py:postprocess_single": KEEPS_TOPO_NAMES,
     "graph/flows.py:compute_flow_targets": KEEPS_TOPO_NAMES,
     "run/flows.py:flows": RUN_BY_NAME,
     "run/segment.py:segment": RUN_BY_NAME,
-    "run/compare.py:compare": RUN_BY_NAME,
     "kernels/cpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
     "kernels/reference.py:diffusion_flow": "the whole definition of the field of one block",
     "cli.py:flows": OPTION_EACH,
@@ -272,7 +270,8 @@ def test_longer_parameter_lists_are_still_needed() -> None:
 
 IMPORT = """
 import copy, logging, os, signal, sys, threading, warnings
-import dask, distributed, numba, numpy, zarr
+# What these do when they are imported is theirs (scipy adds warning filters).
+import dask.array, distributed, numba, numpy, scipy.ndimage, scipy.sparse.csgraph, zarr
 
 def state():
     return {
