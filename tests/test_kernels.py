@@ -1,0 +1,327 @@
+"""The compiled kernels give what the oracle gives: property tests, one for each kernel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.testing import assert_allclose, assert_array_equal
+
+from topo_dask.kernels import cpu, reference
+from topo_dask.kernels.tables import merge_instances
+
+FLOW_TOLERANCE = 1e-4
+WEIGHT_TOLERANCE = 1e-7
+FARTHEST = 10**7
+
+# The same in their lower 32 bits, neighbours that float64 cannot tell apart, and the largest.
+IDS = np.array([0, 1, 2, 2**32 + 1, 2**63 + 2, 2**63 + 3, 2**64 - 1], dtype=np.uint64)
+SMALL_IDS = np.array([0, 1, 2, 3, 5, 100, 127])
+DTYPES = ("uint8", "int8", "int32", "uint32", "int64", "uint16")
+
+origins = st.tuples(*[st.one_of(st.integers(0, 20), st.integers(0, FARTHEST))] * 3)
+threads = st.integers(1, 3)
+seeds = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def label_volumes(draw: st.DrawFn, longest: int = 5, coarsest: int = 3) -> np.ndarray:
+    """Boxes of voxels that touch each other, several of one id; axes of length 1 included."""
+    cells = draw(hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=longest))
+    kinds = draw(st.integers(1, len(IDS)))
+    which = np.random.default_rng(draw(seeds)).integers(0, kinds, size=cells)
+    for axis in range(3):
+        which = which.repeat(draw(st.integers(1, coarsest)), axis=axis)
+    dtype = draw(st.sampled_from(["uint64", *DTYPES]))
+    return IDS[which] if dtype == "uint64" else SMALL_IDS[which].astype(dtype)
+
+
+@st.composite
+def masks(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray | None:
+    """No mask, or one that is 1 in a share of the voxels."""
+    share = draw(st.sampled_from([None, 0.0, 0.3, 0.7, 0.95, 1.0]))
+    if share is None:
+        return None
+    return (np.random.default_rng(draw(seeds)).random(shape) < share).astype(np.float32)
+
+
+@st.composite
+def sub_boxes(draw: st.DrawFn, shape: tuple[int, ...]) -> tuple[slice, slice, slice]:
+    starts = [draw(st.integers(0, n - 1)) for n in shape]
+    z, y, x = (slice(a, draw(st.integers(a + 1, n))) for a, n in zip(starts, shape, strict=True))
+    return z, y, x
+
+
+@st.composite
+def positions_in_volumes(draw: st.DrawFn) -> tuple[np.ndarray, tuple[int, int, int], float]:
+    """Positions, the volume's shape and a radius; many on the border between two cells."""
+    radius = draw(st.sampled_from([0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.3, 16.0]))
+    z, y, x = (draw(st.integers(1, 24)) for _ in range(3))
+    long = draw(st.integers(1, FARTHEST))
+    shape = draw(st.sampled_from([(z, y, x), (long, y, x), (z, long, x), (z, y, long)]))
+    rng = np.random.default_rng(draw(seeds))
+    # A cloud of a few cells somewhere in the volume, else no two positions would ever meet.
+    corner = np.array([rng.integers(0, n) for n in shape])
+    positions = corner + rng.uniform(
+        0, draw(st.sampled_from([2, 8, 20])), size=(rng.integers(60), 3)
+    )
+    grain = max(1.0, radius / 2) * draw(st.sampled_from([0.5, 0.25]))
+    on_border = rng.random(positions.shape) < 0.3
+    positions[on_border] = (np.rint(positions / grain) * grain)[on_border]
+    return np.clip(positions, 0, np.array(shape) - 1.0), shape, radius
+
+
+def assert_tables_equal(one: Any, two: Any) -> None:
+    assert type(one) is type(two)
+    for name in type(one).__dataclass_fields__:
+        a, b = getattr(one, name), getattr(two, name)
+        assert a.dtype == b.dtype, name
+        assert_array_equal(a, b, err_msg=name)
+
+
+# ── instances and flows ──────────────────────────────────────────────────────────────────────
+
+
+@given(label_volumes(), origins)
+def test_instance_facts(labels, origin):
+    expected = reference.instance_facts(labels, origin=origin)
+    assert_tables_equal(cpu.instance_facts(labels, origin=origin), expected)
+    half = labels.shape[0] // 2
+    parts = [
+        cpu.instance_facts(labels[half:], origin=(origin[0] + half, *origin[1:])),
+        cpu.instance_facts(labels[:half], origin=origin),
+    ]
+    assert_tables_equal(merge_instances(parts), expected)
+
+
+def allowed_difference(labels: np.ndarray, origin: tuple[int, ...], options: Any) -> np.ndarray:
+    """By how much a component may differ: 1e-4, and more only where the flow is ill-conditioned.
+
+    A flow is g/max(|g|, 1e-8), g a difference of values u. An error of u by a relative e moves
+    the flow by e*|u|/|g|, in any arithmetic. The compiled kernel promises float32 for what
+    depends on the position relative to the instance and float64 for the rest, both with the few
+    roundings that iterations leave behind.
+    """
+    absolute = reference.diffusion_gradient(labels, origin=origin, **options)
+    # Coordinates from N to 2N: at least as large as any distance inside the block.
+    inside = reference.diffusion_gradient(labels, origin=labels.shape, **options)
+    norm = np.linalg.norm(absolute[0], axis=0)
+    if options["potential"] == "coordinate":
+        norm = np.maximum(norm, 1e-8)
+    rounding = 2.0**-24 * inside[1].max(axis=0) + 2.0**-53 * absolute[1].max(axis=0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        allowed = np.fmax(FLOW_TOLERANCE, 8 * rounding / norm)
+    if options["potential"] == "heat":
+        # Heat that was never touched is exactly 1 (or its multiple), so its flow is exactly 0.
+        untouched = (np.frexp(absolute[1])[0] == 0.5).all(axis=0)
+        allowed[untouched & (norm == 0)] = FLOW_TOLERANCE
+    return np.asarray(allowed)
+
+
+@st.composite
+def diffusion_cases(draw: st.DrawFn) -> dict[str, Any]:
+    labels = draw(label_volumes())
+    table = reference.instance_facts(labels)
+    most = draw(st.sampled_from([0, 5, 70]))
+    iterations = np.random.default_rng(draw(seeds)).integers(0, most + 1, size=len(table))
+    return {
+        "labels": labels,
+        "origin": draw(origins),
+        "core": draw(st.one_of(st.none(), sub_boxes(labels.shape))),
+        "threads": draw(threads),
+        "ids": table.ids,
+        "iterations": iterations,
+        "spatial_mask": draw(masks(labels.shape)),
+        "potential": draw(st.sampled_from(["coordinate", "heat"])),
+    }
+
+
+@given(diffusion_cases())
+def test_diffusion_flow(case):
+    labels, origin, core = case.pop("labels"), case.pop("origin"), case.pop("core")
+    number_of_threads = case.pop("threads")
+    centres = reference.instance_facts(labels, origin=origin).centres
+    flow = cpu.diffusion_flow(
+        labels,
+        anchors=np.rint(centres).astype(np.int64),
+        origin=origin,
+        core=core,
+        threads=number_of_threads,
+        **case,
+    )
+    expected = reference.diffusion_flow(labels, origin=origin, core=core, **case)
+    assert flow.dtype == np.float32
+    assert flow.shape == expected.shape
+    allowed = allowed_difference(labels, origin, case)[core or ...]
+    different = np.abs(flow - expected) - allowed
+    assert different.max() <= 0, f"{np.abs(flow - expected).max()} > {allowed.min()}"
+
+
+@given(label_volumes(), origins, st.data())
+def test_direct_flow(labels, origin, data):
+    table = reference.instance_facts(labels, origin=origin)
+    core = data.draw(sub_boxes(labels.shape))
+    part = labels[core]
+    first = tuple(o + s.start for o, s in zip(origin, core, strict=True))
+    options = {"ids": table.ids, "centres": table.centres, "origin": first}
+    flow = cpu.direct_flow(part, **options)
+    expected = reference.direct_flow(part, **options)
+    assert flow.dtype == np.float32
+    assert_allclose(flow, expected, rtol=0, atol=1e-6)
+
+
+@given(label_volumes(), st.data())
+def test_direct_centres(labels, data):
+    mask = data.draw(masks(labels.shape))
+    ids, centres = cpu.direct_centres(labels, spatial_mask=mask)
+    expected_ids, expected = reference.direct_centres(labels, spatial_mask=mask)
+    assert ids.dtype == np.uint64
+    assert_array_equal(ids, expected_ids)
+    assert_allclose(centres, expected, rtol=0, atol=1e-9)
+
+
+# ── tracking ─────────────────────────────────────────────────────────────────────────────────
+
+
+@given(
+    hnp.array_shapes(min_dims=3, max_dims=3, max_side=9),
+    seeds,
+    st.sampled_from(["float16", "float32", "float64"]),
+)
+def test_interleave(shape, seed, dtype):
+    flow = np.random.default_rng(seed).normal(size=(3, *shape)).astype(dtype)
+    for view in (flow, flow[:, ::-1], np.asfortranarray(flow)):
+        got = cpu.interleave(view)
+        assert got.dtype == np.float32
+        assert_array_equal(got, reference.interleave(view))
+
+
+@given(
+    hnp.array_shapes(min_dims=3, max_dims=3, max_side=9),
+    seeds,
+    st.sampled_from([0.1, 0.7, 1.0, 3.3]),
+    st.integers(0, 40),
+    origins,
+    threads,
+    st.data(),
+)
+def test_tracking_is_equal_to_the_bit(shape, seed, step_size, n_steps, origin, number, data):
+    """In a block of a volume that goes on around it, or ends at some of the block's faces."""
+    rng = np.random.default_rng(seed)
+    flow = rng.normal(size=(3, *shape)).astype(np.float32)
+    flow[:, rng.random(shape) < 0.2] = 0
+    beyond = data.draw(st.tuples(*[st.integers(0, 5)] * 3))
+    whole = tuple(o + n + b for o, n, b in zip(origin, shape, beyond, strict=True))
+    start = np.argwhere(np.ones(shape)) + np.asarray(origin, dtype=np.float64)
+    start = np.concatenate([start, start + rng.uniform(-2, 2, size=start.shape)])
+    start = np.clip(start, 0, np.asarray(whole) - 1.0)
+    left = rng.integers(0, n_steps + 1, size=len(start)).astype(np.int32)
+
+    results = []
+    for kernels in (reference, cpu):
+        positions, steps = start.copy(), left.copy()
+        options = {"threads": number} if kernels is cpu else {}
+        kernels.track(
+            kernels.interleave(flow),
+            positions,
+            steps,
+            origin=origin,
+            shape=whole,
+            step_size=step_size,
+            **options,
+        )
+        results.append((positions, steps))
+    assert_array_equal(results[1][0], results[0][0])
+    assert_array_equal(results[1][1], results[0][1])
+
+
+# ── cells ────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(positions_in_volumes())
+@example((np.zeros((0, 3)), (3, 3, 3), 2.0))
+def test_cells(case):
+    positions, shape, radius = case
+    options = {"shape": shape, "radius": radius}
+    numbers = cpu.cell_numbers(positions, **options)
+    assert numbers.dtype == np.int64
+    assert_array_equal(numbers, reference.cell_numbers(positions, **options))
+    table, row = cpu.cell_table(positions, **options)
+    expected, expected_row = reference.cell_table(positions, **options)
+    assert_tables_equal(table, expected)
+    assert_array_equal(row, expected_row)
+
+
+@given(positions_in_volumes())
+@example((np.zeros((0, 3)), (3, 3, 3), 2.0))
+def test_joined_cells_are_the_clusters(case):
+    positions, shape, radius = case
+    table, row = cpu.cell_table(positions, shape=shape, radius=radius)
+    roots, pairs = cpu.join_cells(table, shape=shape, radius=radius)
+    assert len(pairs) == 0
+    numbers = np.unique(roots, return_inverse=True)[1] + 1
+    expected = reference.cluster_labels(positions, shape=shape, radius=radius)
+    assert_array_equal(numbers[row], expected)
+
+
+# ── fusing and comparing ─────────────────────────────────────────────────────────────────────
+
+
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 8), st.integers(0, 8)), max_size=3))
+def test_blend_weight(axes):
+    shape = tuple(n for n, _, _ in axes)
+    tapers = tuple((min(a, n), min(b, n)) for n, a, b in axes)
+    weight = cpu.blend_weight(shape, tapers=tapers)
+    assert weight.dtype == np.float32
+    expected = reference.blend_weight(shape, tapers=tapers)
+    assert_allclose(weight, expected, rtol=0, atol=WEIGHT_TOLERANCE)
+
+
+@given(label_volumes(), st.data())
+def test_contingency(labels, data):
+    other = np.random.default_rng(data.draw(seeds)).integers(0, len(IDS), size=labels.shape)
+    dtype = data.draw(st.sampled_from(["uint64", *DTYPES]))
+    truth = IDS[other] if dtype == "uint64" else SMALL_IDS[other].astype(dtype)
+    got = cpu.contingency(truth, labels)
+    for a, b in zip(got, reference.contingency(truth, labels), strict=True):
+        assert a.dtype == b.dtype
+        assert_array_equal(a, b)
+
+
+# ── at sizes at which compiled code takes its other paths ────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("potential", "origin"),
+    [("coordinate", (0, 0, 0)), ("coordinate", (40_000, 3, 10**6)), ("heat", (0, 0, 0))],
+)
+def test_diffusion_of_many_iterations_on_several_threads(potential, origin):
+    """Slabs, blocks of iterations, long rows: none of it in the small volumes above."""
+    rng = np.random.default_rng(0)
+    shape = (50, 23, 37)
+    grid = np.indices(shape)
+    points = rng.uniform(0, shape, size=(30, 3))
+    distance = ((grid[..., None] - points.T[:, None, None, None]) ** 2).sum(axis=0)
+    labels = IDS[1] + distance.argmin(axis=-1).astype(np.uint64) * np.uint64(2**40 + 1)
+    labels[distance.min(axis=-1) > 80] = 0
+    table = reference.instance_facts(labels, origin=origin)
+    options = {
+        "ids": table.ids,
+        "iterations": rng.integers(20, 200, size=len(table)),
+        "potential": potential,
+        "spatial_mask": (rng.random(shape) < 0.97).astype(np.uint8),
+    }
+    anchors = np.rint(table.centres).astype(np.int64)
+    one, three = (
+        cpu.diffusion_flow(labels, anchors=anchors, origin=origin, threads=n, **options)
+        for n in (1, 3)
+    )
+    assert_array_equal(one, three)
+    expected = reference.diffusion_flow(labels, origin=origin, **options)
+    allowed = allowed_difference(labels, origin, options)
+    assert (np.abs(one - expected) <= allowed).all()
+    assert (allowed == FLOW_TOLERANCE).mean() > 0.98
