@@ -30,6 +30,7 @@ from topo_dask.testing import (
 )
 
 TUTORIAL = Path(__file__).parent / "data" / "tutorial.npz"
+MANY = settings(phases=[Phase.generate], max_examples=20_000)
 SPEC = TissueSpec((96, 110, 131), n_instances=150, seed=5)
 
 
@@ -214,7 +215,7 @@ def test_label_volumes_are_labels(labels: npt.NDArray[Any]) -> None:
     ids=["huge ids", "background only", "one voxel", "several objects"],
 )
 def test_label_volumes_reach_the_corners(corner: Callable[[npt.NDArray[Any]], bool]) -> None:
-    find(label_volumes(), corner, settings=settings(phases=[Phase.generate]))
+    find(label_volumes(), corner, settings=MANY)
 
 
 @given(st.data(), st.tuples(*[st.integers(1, 9)] * 3))
@@ -227,8 +228,7 @@ def test_block_shapes_are_lengths(data: st.DataObject, shape: tuple[int, int, in
 
 @pytest.mark.parametrize("corner", [(1, 1, 1), (5, 6, 7), (6, 7, 8), (2, 3, 4)], ids=str)
 def test_block_shapes_reach_the_corners(corner: tuple[int, ...]) -> None:
-    everything = settings(phases=[Phase.generate], max_examples=5_000)
-    find(block_shapes((5, 6, 7)), lambda blocks: blocks == corner, settings=everything)
+    find(block_shapes((5, 6, 7)), lambda blocks: blocks == corner, settings=MANY)
 
 
 @given(st.data(), st.tuples(*[st.integers(1, 7)] * 3))

@@ -101,6 +101,7 @@ _SLOTS = ((-1.0, -1.0), (-1.0, 1.0), (1.0, -1.0), (1.0, 1.0))
 _TUBE_RADII = (0.085, 0.13)
 _LEAST_TUBE_RADIUS = 1.25  # voxels: thinner chains would fall apart on the voxel grid
 _SUB = 8  # integer units per voxel
+_MOST_SPACING = 4096.0  # voxels: squares of integer units stay below 2**31
 _PLANE = 256  # integer units of a plane's unit normal
 
 
@@ -113,7 +114,8 @@ class TissueSpec:
     shape
         Shape of the whole volume.
     n_instances
-        About how many objects the volume has (objects cut by its faces included).
+        About how many objects the volume has (objects cut by its faces included), some 20 at
+        least: objects larger than the volume would not show.
     seed
         Any whole number.
     density
@@ -155,8 +157,9 @@ class TissueSpec:
         """Distance between neighbouring places for cells, in voxels."""
         per_node = self.density + 4 * self.neurites / _SEGMENT
         wanted = self.n_instances / max(per_node, 1e-3)
-        low, high = 0.5, 4.0 * max(self.shape)
-        for _ in range(60):  # objects cut by the faces count too: no closed form
+        # Objects larger than the volume would mostly miss it.
+        low, high = 0.5, min(max(4.0, 0.8 * max(self.shape)), _MOST_SPACING)
+        for _ in range(60):  # objects cut by the faces count too, hence the 1.5: no closed form
             middle = (low + high) / 2
             nodes = math.prod(n / middle + 1.5 for n in self.shape)
             low, high = (middle, high) if nodes > wanted else (low, middle)
@@ -181,7 +184,7 @@ def synthetic_tissue(
     shape
         Shape of the volume.
     n_instances
-        About how many objects the volume has. The cells' diameter is about the cube root of the
+        About how many objects the volume has, 20 at least. The cells' diameter is about the cube root of the
         voxels per object; below 10 voxels there are few true shapes left.
     seed
         Any whole number.
@@ -413,7 +416,7 @@ def _beads(lattice: _Lattice, start: Sequence[int], stop: Sequence[int], reach: 
     size = lattice.spacing
     margin = reach + (_WANDER * 1.5) * size
     low, high = lattice.bounds(start, stop, margin)
-    per_unit = math.ceil(size / min(0.05 * size, 1.2))
+    per_unit = math.ceil(size / min(0.05 * size, max(1.2, 0.03 * size)))
     parts: list[tuple[Ints, Ints, Ints]] = []
     for odd in (0, 1):  # the layers run in two directions by turns
         across, ahead = (2, 1) if odd else (1, 2)
@@ -535,8 +538,9 @@ def _scatter(
     close = close <= (int(radii.max()) + _SUB) ** 2
     offsets = [g[close] for g in (z, y, x)]
     flat = (offsets[0] * shape[1] + offsets[1]) * shape[2] + offsets[2]
-    for first in range(0, len(ids), 2048):
-        part = slice(first, first + 2048)
+    some = max(1, 400_000 // len(flat))
+    for first in range(0, len(ids), some):
+        part = slice(first, first + some)
         voxel = [u[part] // _SUB for u in units]
         power = -(radii[part] * radii[part])[:, None] + np.zeros(len(flat), dtype=np.int64)
         for u, v, offset in zip(units, voxel, offsets, strict=True):
