@@ -184,8 +184,8 @@ def synthetic_tissue(
     shape
         Shape of the volume.
     n_instances
-        About how many objects the volume has, 20 at least. The cells' diameter is about the cube root of the
-        voxels per object; below 10 voxels there are few true shapes left.
+        About how many objects the volume has, 20 at least. The cells' diameter is about the cube
+        root of the voxels per object; below 10 voxels there are few true shapes left.
     seed
         Any whole number.
     density, neurites

@@ -266,8 +266,10 @@ def slice_panels(
         raise InvalidArgument("at", tuple(indices), f"an index z, y, x inside {shape}")
     if len(spacing) != 3 or min(spacing) <= 0:
         raise InvalidArgument("spacing", tuple(spacing), "three numbers z, y, x, each > 0")
-    found = [_slice(labels, axis, i) for axis, i in enumerate(indices)]
-    true = None if truth is None else [_slice(truth, axis, i) for axis, i in enumerate(indices)]
+    found = [_slice(labels, axis, i, side) for axis, i in enumerate(indices)]
+    true = None
+    if truth is not None:
+        true = [_slice(truth, axis, i, side) for axis, i in enumerate(indices)]
     partners: dict[int, int] = {}
     if true is not None:  # one matching for all three slices
         partners = match(*(np.concatenate([s.ravel() for s in x]) for x in (true, found)))
@@ -279,7 +281,7 @@ def slice_panels(
             image = grow.outlined(label_colours(true[axis]), true[axis])
             panels.append(Panel(row, "truth", image, f"Truth, {row}: {_words(true[axis])}."))
         if flow is not None:
-            image = grow(flow_colours(_slice(flow, axis, index), axis=axis))
+            image = grow(flow_colours(_slice(flow, axis, index, side), axis=axis))
             alt = f"Flow, {row}: the hue of each voxel is the direction of its vector."
             panels.append(Panel(row, "flow", image, alt))
         image = grow.outlined(label_colours(found[axis]), found[axis])
@@ -302,12 +304,14 @@ def _checked_shape(labels: Any, truth: Any, flow: Any) -> tuple[int, ...]:
     return shape
 
 
-def _slice(array: Any, axis: int, index: int) -> npt.NDArray[Any]:
-    """A slice of the last three axes."""
+def _slice(array: Any, axis: int, index: int, side: int) -> npt.NDArray[Any]:
+    """A slice of the last three axes, thinned to about ``side`` voxels before any colouring."""
+    leading = len(array.shape) - 3
     where: list[Any] = [slice(None)] * len(array.shape)
-    where[len(array.shape) - 3 + axis] = slice(index, index + 1)
-    piece = np.asarray(array[tuple(where)])
-    return np.squeeze(piece, axis=len(array.shape) - 3 + axis)
+    where[leading + axis] = slice(index, index + 1)
+    piece = np.squeeze(np.asarray(array[tuple(where)]), axis=leading + axis)
+    step = max(1, math.ceil(max(piece.shape[-2:]) / (1.5 * side)))
+    return piece[..., ::step, ::step]
 
 
 def _words(labels: npt.NDArray[Any]) -> str:
