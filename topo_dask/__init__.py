@@ -1,6 +1,35 @@
 """Flow fields and instance labels for 3-D volumes larger than memory: one answer on any machine."""
 
 from topo_dask.graph.flows import generate_diffusion_flows, generate_direct_flows
+from topo_dask.graph.fuse import (
+    boundary_flags,
+    build_spatial_mask,
+    compute_subcrop_slices,
+    cosine_blend_weight,
+    stitch_flows,
+    stitch_volumes,
+)
 from topo_dask.graph.instances import instance_table
+from topo_dask.graph.merge import cluster_convergence, postprocess_single
+from topo_dask.graph.track import track_flows
+from topo_dask.run.compare import compare
+from topo_dask.run.flows import flows
+from topo_dask.run.segment import segment
 
-__all__ = ["generate_diffusion_flows", "generate_direct_flows", "instance_table"]
+__all__ = [
+    "boundary_flags",
+    "build_spatial_mask",
+    "cluster_convergence",
+    "compare",
+    "compute_subcrop_slices",
+    "cosine_blend_weight",
+    "flows",
+    "generate_diffusion_flows",
+    "generate_direct_flows",
+    "instance_table",
+    "postprocess_single",
+    "segment",
+    "stitch_flows",
+    "stitch_volumes",
+    "track_flows",
+]

@@ -12,6 +12,8 @@ from topo_dask.errors import InvalidArgument, InvalidType
 METHODS = ("diffusion", "direct")
 POTENTIALS = ("coordinate", "heat")
 GROUPS = (1,)
+MOST_HEAT = 390
+"""Iterations after which heat in the thinnest objects leaves the range of float64."""
 
 
 def choice(argument: str, value: Any, known: Sequence[Any]) -> None:
@@ -81,6 +83,9 @@ class FlowSettings:
         choice("method", self.method, METHODS)
         choice("potential", self.potential, POTENTIALS)
         number("n_iter", self.n_iter, lambda v: v >= 0, "a whole number >= 0", whole=True)
+        if self.potential == "heat":
+            text = f"at most {MOST_HEAT} with potential='heat'"
+            number("n_iter", self.n_iter, lambda v: v <= MOST_HEAT, text)
         number("adaptive_factor", self.adaptive_factor, lambda v: v > 0, "a number > 0")
         if self.context != "auto":
             text = "'auto' or a whole number >= 0"

@@ -856,6 +856,7 @@ def save_table(path: str | os.PathLike[str], /, **arrays: npt.ArrayLike) -> None
         if values.dtype.hasobject:
             raise InvalidType(name, f"dtype {values.dtype}", "numbers, booleans or text")
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    target.parent.mkdir(parents=True, exist_ok=True)
     try:
         with temporary.open("xb") as file, zipfile.ZipFile(file, "w", allowZip64=True) as bundle:
             for name, values in tables.items():

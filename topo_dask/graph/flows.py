@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +12,13 @@ from dask.delayed import delayed
 
 from topo_dask.config import FlowSettings
 from topo_dask.errors import InvalidArgument
-from topo_dask.graph.blocks import assemble, cut, grid_of
+from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_axes, check_labels, check_same_shape
 from topo_dask.graph.context import anchors_of, context_region, context_width, iterations_of
 from topo_dask.graph.instances import instance_table
 from topo_dask.grid import Region, as_lengths
 from topo_dask.kernels import cpu
+from topo_dask.kernels.parallel import available_cores
 from topo_dask.kernels.tables import InstanceTable
 
 
@@ -182,7 +182,7 @@ def generate_diffusion_flows(
     piece = Piece(here, here, volume)
     table = instances if instances is not None else _shifted(instance_table(labels), start)
     return flow_of_block(
-        labels, piece, table=table, settings=settings, spatial_mask=mask, threads=_cores()
+        labels, piece, table=table, settings=settings, spatial_mask=mask, threads=available_cores()
     )
 
 
@@ -193,10 +193,6 @@ def _volume_around(here: Region, volume_shape: Any) -> Region:
             "volume_shape", shape, f"a volume that holds the tile {here}", "Check the origin."
         )
     return Region((0, 0, 0), shape)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _shifted(table: InstanceTable, by: tuple[int, ...]) -> InstanceTable:
@@ -244,14 +240,15 @@ def _lazy_flows(
         )
     if settings.method == "direct":
         width = -1
-    masks = None if spatial_mask is None else da.asarray(spatial_mask)
+    source = Source.of(labels)
+    masks = None if spatial_mask is None else Source.of(da.asarray(spatial_mask))
     task = delayed(_flow_of_region)
     blocks = []
     for core in grid:
         read = core.grow(int(width) + 1, within=grid.shape)
         piece = Piece(_moved(core, here), _moved(read, here), volume)
-        mask = None if masks is None else cut(masks, read)
-        blocks.append(task(cut(labels, read), mask, table, piece, settings))
+        mask = None if masks is None else masks.read(read)
+        blocks.append(task(source.read(read), mask, table, piece, settings))
     return assemble(blocks, grid, dtype=np.float32, leading=(3,))
 
 

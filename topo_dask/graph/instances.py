@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.delayed import delayed
 
-from topo_dask.graph.blocks import cut, grid_of
+from topo_dask.graph.blocks import Source, grid_of
 from topo_dask.graph.check import check_labels, check_not_negative
 from topo_dask.kernels import cpu
 from topo_dask.kernels.tables import InstanceTable, merge_instances
@@ -47,7 +47,8 @@ def instance_table(labels: Any) -> Any:
     if not isinstance(labels, da.Array):
         return facts_of_block(np.asarray(labels), (0, 0, 0))
     facts, merge = delayed(facts_of_block), delayed(merge_instances)
-    tables = [facts(cut(labels, r), r.start) for r in grid_of(labels, argument="labels")]
+    source = Source.of(labels)
+    tables = [facts(source.read(r), r.start) for r in grid_of(labels, argument="labels")]
     while len(tables) > 1:
         tables = [merge(tables[i : i + FAN_IN]) for i in range(0, len(tables), FAN_IN)]
     return tables[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -44,3 +45,8 @@ def ranges(count: int, parts: int) -> list[tuple[int, int]]:
     parts = max(1, min(parts, count))
     cuts = [-(-count * i // parts) for i in range(parts + 1)]
     return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def available_cores() -> int:
+    """Cores that this process may use (an affinity mask or a batch job may leave fewer)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import concurrent.futures as cf
 import multiprocessing
-import os
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +18,7 @@ from typing import Any, TextIO
 from distributed import Client, LocalCluster, as_completed, get_client
 
 from topo_dask.errors import InvalidArgument, TaskFailed, TopoError
+from topo_dask.kernels.parallel import available_cores
 from topo_dask.run.progress import Progress
 
 Cluster = Any
@@ -163,7 +163,9 @@ class DaskEngine(Engine):
     def __init__(self, client: Client, stream: TextIO | None) -> None:
         threads = client.scheduler_info(n_workers=-1)["workers"].values()
         slots = sum(worker["nthreads"] for worker in threads)
-        super().__init__(str(client.scheduler.address if client.scheduler else "dask"), slots, stream)
+        super().__init__(
+            str(client.scheduler.address if client.scheduler else "dask"), slots, stream
+        )
         self.client = client
 
     def _completed(
@@ -194,11 +196,6 @@ class DaskEngine(Engine):
         finally:
             running.clear()
             self.client.cancel(waiting)
-
-
-def available_cores() -> int:
-    """Cores that this process may use (an affinity mask or a batch job may leave fewer)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _dashboard_address() -> str:

@@ -119,7 +119,7 @@ def cell_table(
 
     Examples
     --------
-    >>> table, index = cell_table(np.array([[0, 0, 2.5], [0, 0, 3.0]]), shape=(8, 8, 8), radius=4.0)
+    >>> table, index = cell_table(np.array([[0, 0, 2.5], [0, 0, 1.5]]), shape=(8, 8, 8), radius=4.0)
     >>> table.counts, index
     (array([2]), array([0, 0]))
     """

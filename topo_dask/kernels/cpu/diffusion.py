@@ -400,8 +400,8 @@ def diffusion_flow(
     origin
         Global index of ``labels[0,0,0]``.
     core
-        Slices of the part to return; ``None`` for all. What lies around it is context: n voxels
-        of it make the core exact to the bit.
+        Slices of the part to return; ``None`` for all. What lies around it is context: n + 1
+        voxels of it (one for the difference) make the core exact to the bit.
     spatial_mask
         ``[Z,Y,X]``, 1 where annotated. An unannotated neighbour of another instance is a no-flux
         wall.
@@ -430,16 +430,17 @@ def diffusion_flow(
     anchor = np.concatenate((nowhere, np.asarray(anchors, dtype=np.int64)[rows]))
     relative = potential == "coordinate"
     factors = anchor.astype(np.float64) if relative else np.ones(anchor.shape)
+    # A sixth in float32 is too large by 2**-27 or so, every iteration; undo that.
+    undo = (6.0 * np.float64(np.float32(1 / 6))) ** -domain.iterations.astype(np.float64)
     with starmap(threads) as run:
-        indicator = (domain.local > 0).astype(np.float64 if relative else np.float32).ravel()
+        indicator = (domain.local > 0).astype(np.float64).ravel()
         everywhere = [(axis, gradient[axis], factors[:, axis]) for axis in range(3)]
         domain.derive(indicator, everywhere, run, threads)
         del indicator
         for axis in range(3) if relative else ():
             field = np.empty(domain.local.shape, dtype=np.float32)
             _fill_relative(domain.local, anchor[:, axis], origin[axis], axis, field)
-            ones = np.ones(anchor.shape[0])
-            domain.derive(field.ravel(), [(axis, gradient[axis], ones)], run, threads)
+            domain.derive(field.ravel(), [(axis, gradient[axis], undo)], run, threads)
     flow = np.zeros(gradient.shape, dtype=np.float32)
     _unit(gradient, TINY if relative else 0.0, flow)
     return flow

@@ -1,0 +1,374 @@
+"""From where particles end to instances: cells by owner, joins, one union over all blocks.
+
+Every block owns the cells inside it. Blocks hand the sums of their particles' endpoints to the
+owners (exact integers, whatever the order); owners join their own cells; pairs of close cells of
+different owners are the edges of one graph, whose components are the instances. Nothing is as
+long as the largest id or as the number of voxels, except the labels themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.delayed import delayed
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from topo_dask.config import SegmentSettings
+from topo_dask.errors import InvalidArgument
+from topo_dask.graph.blocks import Source, assemble, grid_of
+from topo_dask.graph.track import check_inputs, lazy_endpoints, track_flows
+from topo_dask.grid import BlockGrid, Region, as_lengths
+from topo_dask.kernels import cpu
+from topo_dask.kernels.cpu import cells as cell_kernels
+from topo_dask.kernels.tables import CellTable, merge_cells
+
+Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
+
+
+@dataclass(frozen=True, eq=False)
+class Owned:
+    """The cells of one owner, with the component each belongs to within the owner.
+
+    Parameters
+    ----------
+    table
+        The cells, summed over all blocks.
+    roots
+        int64 ``[M]``: the smallest cell of each cell's component.
+    """
+
+    table: CellTable
+    roots: Int64
+
+
+@dataclass(frozen=True, eq=False)
+class Numbering:
+    """The instance of every component.
+
+    Parameters
+    ----------
+    roots
+        int64 ``[K]``, ascending: smallest cell of each owner's component.
+    labels
+        uint64 ``[K]``: its instance, 0 where that is smaller than ``min_size``.
+    instances
+        Number of instances.
+    """
+
+    roots: Int64
+    labels: UInt64
+    instances: int
+
+    def of(self, roots: Int64) -> UInt64:
+        """Instances of some roots."""
+        found: UInt64 = self.labels[np.searchsorted(self.roots, roots)]
+        return found
+
+
+def cell_owners(cells: Int64, grid: BlockGrid, radius: float) -> Int64:
+    """Number of the block that owns each cell: the one in which its middle, g times c, lies."""
+    corners = cell_kernels.cell_corners(cells, shape=grid.shape, radius=radius)
+    return grid.owner(np.minimum(corners, np.asarray(grid.shape) - 1))
+
+
+def owned_cells(tables: Sequence[CellTable], shape: tuple[int, ...], radius: float) -> Owned:
+    """Sum the parts of an owner's cells and join those that are close."""
+    table = merge_cells(list(tables))
+    rows, _ = cpu.join_cells(table, shape=shape, radius=radius)
+    return Owned(table, table.cells[rows])
+
+
+def reach_of(region: Region, grid: BlockGrid, radius: float) -> list[int]:
+    """Numbers of the blocks that may own a cell close to one of a block's cells."""
+    size = cell_kernels.cell_size(radius)
+    # corners are floored, and clipped to the volume's last voxel
+    return grid.touching(
+        region.grow(int(np.ceil(cell_kernels.REACH * size)) + 1, within=grid.shape)
+    )
+
+
+def near_cells(owned: Owned, region: Region, shape: tuple[int, ...], radius: float) -> Owned:
+    """The cells of an owner that may be close to a cell of the owner of ``region``."""
+    margin = int(np.ceil(cell_kernels.REACH * cell_kernels.cell_size(radius))) + 1
+    corners = cell_kernels.cell_corners(owned.table.cells, shape=shape, radius=radius)
+    near = (corners >= np.asarray(region.start) - margin).all(axis=1)
+    near &= (corners < np.asarray(region.stop) + margin).all(axis=1)
+    table = CellTable(owned.table.cells[near], owned.table.counts[near], owned.table.offsets[near])
+    return Owned(table, owned.roots[near])
+
+
+def edges_across(
+    own: Owned, others: Sequence[Owned], shape: tuple[int, ...], radius: float
+) -> Int64:
+    """Pairs (root, root) of close cells, one of the owner's, one of another: int64 ``[E,2]``.
+
+    Each owner lists the pairs with the owners that come after it; so ``others`` are those.
+    """
+    tables = [own.table, *(o.table for o in others)]
+    cells = np.concatenate([t.cells for t in tables])
+    order = np.argsort(cells, kind="stable")
+    table = CellTable(
+        cells[order],
+        np.concatenate([t.counts for t in tables])[order],
+        np.concatenate([t.offsets for t in tables])[order],
+    )
+    roots = np.concatenate([own.roots, *(o.roots for o in others)])[order]
+    mine = np.repeat([True, False], [len(own.roots), len(cells) - len(own.roots)])[order]
+    _, pairs = cpu.join_cells(table, shape=shape, radius=radius, groups=mine.astype(np.int64))
+    return np.unique(roots[pairs], axis=0).reshape(-1, 2)
+
+
+def component_sizes(owned: Owned) -> tuple[Int64, Int64]:
+    """Roots of an owner's components, ascending, and their numbers of particles."""
+    roots, inverse = np.unique(owned.roots, return_inverse=True)
+    sizes = np.zeros(len(roots), dtype=np.int64)
+    np.add.at(sizes, inverse, owned.table.counts)
+    return roots, sizes
+
+
+def number_instances(
+    components: Sequence[tuple[Int64, Int64]], edges: Sequence[Int64], *, min_size: int
+) -> Numbering:
+    """Unite the owners' components along the edges, drop small ones, number by smallest cell.
+
+    Parameters
+    ----------
+    components
+        Of each owner, see `component_sizes`.
+    edges
+        Of each owner, see `edges_across`.
+    min_size
+        Instances with fewer voxels become 0.
+
+    Returns
+    -------
+    Numbering
+    """
+    nothing = np.zeros(0, dtype=np.int64)
+    roots = np.concatenate([nothing, *(r for r, _ in components)])
+    sizes = np.concatenate([nothing, *(s for _, s in components)])
+    order = np.argsort(roots)
+    roots, sizes = roots[order], sizes[order]
+    count = len(roots)
+    pairs = np.concatenate([nothing.reshape(0, 2), *edges])
+    a, b = (np.searchsorted(roots, pairs[:, i]) for i in (0, 1))
+    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count))
+    united, member = connected_components(graph, directed=False)
+    total = np.zeros(united, dtype=np.int64)
+    np.add.at(total, member, sizes)
+    # Roots ascend, so a component's first row is its smallest cell.
+    _, first = np.unique(member, return_index=True)
+    kept = total >= max(1, min_size)
+    ranked = np.argsort(np.where(kept, first, count), kind="stable")
+    number = np.zeros(united, dtype=np.uint64)
+    number[ranked[: kept.sum()]] = np.arange(1, kept.sum() + 1, dtype=np.uint64)
+    return Numbering(roots, number[member], int(kept.sum()))
+
+
+# ---------------------------------------------------------------------------------- lazy graph
+
+
+def _owned_by(
+    tables: Sequence[tuple[CellTable, Int64]], grid: BlockGrid, radius: float
+) -> list[Owned]:
+    """Sum all chunks' cells and hand each owner its own."""
+    table = merge_cells([t for t, _ in tables])
+    owners = cell_owners(table.cells, grid, radius)
+    parts = []
+    for number in range(len(grid)):
+        mine = owners == number
+        part = CellTable(table.cells[mine], table.counts[mine], table.offsets[mine])
+        parts.append(owned_cells([part], grid.shape, radius))
+    return parts
+
+
+def resolve(
+    tables: Sequence[tuple[CellTable, Int64]], grid: BlockGrid, settings: SegmentSettings
+) -> tuple[Int64, UInt64]:
+    """All cells, ascending, and the instance of each, from the cells of every block."""
+    radius = settings.convergence_radius
+    owned = _owned_by(tables, grid, radius)
+    edges = []
+    for number, region in enumerate(grid):
+        later = [n for n in reach_of(region, grid, radius) if n > number]
+        near = [near_cells(owned[n], region, grid.shape, radius) for n in later]
+        edges.append(edges_across(owned[number], near, grid.shape, radius))
+    numbering = number_instances(
+        [component_sizes(o) for o in owned], edges, min_size=settings.min_size
+    )
+    cells = np.concatenate([o.table.cells for o in owned])
+    labels = np.concatenate([numbering.of(o.roots) for o in owned])
+    order = np.argsort(cells)
+    return cells[order], labels[order]
+
+
+def paint(
+    mask: npt.NDArray[Any],
+    index: Int64,
+    of_cell: npt.NDArray[Any],
+    dtype: npt.DTypeLike,
+) -> npt.NDArray[Any]:
+    """Labels of a block: ``of_cell[index]`` at its foreground voxels, in C order."""
+    out = np.zeros(mask.shape, dtype=dtype)
+    if len(index):
+        out[np.asarray(mask, dtype=bool)] = of_cell.astype(dtype)[index]
+    return out
+
+
+def _paint_chunk(
+    mask: npt.NDArray[Any],
+    cells: tuple[CellTable, Int64],
+    resolved: tuple[Int64, UInt64],
+) -> npt.NDArray[np.int32]:
+    table, index = cells
+    of_cell = resolved[1][np.searchsorted(resolved[0], table.cells)]
+    return paint(mask, index, of_cell, np.int32)
+
+
+def _cells_of(
+    ends: npt.NDArray[np.float64], shape: tuple[int, ...], radius: float
+) -> tuple[CellTable, Int64]:
+    return cpu.cell_table(ends, shape=shape, radius=radius)
+
+
+def postprocess_single(
+    sem_mask: Any,
+    flow: Any,
+    n_steps: int = 100,
+    step_size: float = 1.0,
+    convergence_radius: float = 4.0,
+    min_size: int = 50,
+    group: int = 1,
+) -> Any:
+    """Instances of one class: track every foreground voxel, join those that end close together.
+
+    Parameters
+    ----------
+    sem_mask
+        ``[Z,Y,X]``, foreground where not 0; NumPy or dask.
+    flow
+        ``[3,Z,Y,X]`` float, ``(dz,dy,dx)``.
+    n_steps, step_size
+        See `track_flows`.
+    convergence_radius, min_size
+        See `cluster_convergence`.
+    group
+        1, convex objects.
+
+    Returns
+    -------
+    int32 ``[Z,Y,X]``: 0 background, 1..K by smallest convergence cell. NumPy for NumPy, lazy for
+    dask: the same labels, whatever the chunks.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, InvalidData
+        The argument is named.
+
+    Examples
+    --------
+    >>> mask = np.ones((1, 1, 8), bool)
+    >>> flow = np.zeros((3, 1, 1, 8), np.float32)
+    >>> flow[2, 0, 0] = [1, 0, -1, -1, 1, 1, 0, -1]
+    >>> postprocess_single(mask, flow, convergence_radius=2.0, min_size=1)
+    array([[[1, 1, 1, 1, 2, 2, 2, 2]]], dtype=int32)
+    """
+    settings = SegmentSettings(n_steps, step_size, convergence_radius, min_size, group)
+    check_inputs(sem_mask, flow)
+    if not (isinstance(sem_mask, da.Array) or isinstance(flow, da.Array)):
+        coords, ends = track_flows(sem_mask, flow, n_steps, step_size)
+        return cluster_convergence(coords, ends, np.shape(sem_mask), convergence_radius, min_size)
+    mask, field = da.asarray(sem_mask), da.asarray(flow)
+    grid = grid_of(mask, argument="sem_mask")
+    cells = [
+        delayed(_cells_of)(ends, grid.shape, convergence_radius)
+        for ends in lazy_endpoints(mask, field, settings)
+    ]
+    resolved = delayed(resolve)(cells, grid, settings)
+    source = Source.of(mask)
+    painted = [
+        delayed(_paint_chunk)(source.read(region), chunk, resolved)
+        for region, chunk in zip(grid, cells, strict=True)
+    ]
+    return assemble(painted, grid, dtype=np.int32)
+
+
+def _cluster(
+    coords: Any, ends: Any, shape: tuple[int, ...], settings: SegmentSettings
+) -> npt.NDArray[np.int32]:
+    table, index = cpu.cell_table(
+        np.ascontiguousarray(ends, dtype=np.float64),
+        shape=shape,
+        radius=settings.convergence_radius,
+    )
+    _, of_cell = resolve([(table, index)], BlockGrid(shape, shape), settings)
+    out = np.zeros(shape, dtype=np.int32)
+    out[tuple(np.asarray(coords).T)] = of_cell.astype(np.int32)[index]
+    return out
+
+
+def cluster_convergence(
+    fg_coords: Any,
+    final_positions: Any,
+    volume_shape: tuple[int, ...],
+    convergence_radius: float,
+    min_size: int,
+) -> Any:
+    """Label voxels by where their particles ended.
+
+    Cells have edge g = max(1, r/2); a position belongs to cell round(position/g) (half to even).
+    Cells whose mean positions are closer than r are joined; the components are the instances,
+    numbered by their smallest cell in C order.
+
+    Parameters
+    ----------
+    fg_coords
+        int ``[N,3]``, voxels; NumPy or dask, as `track_flows` gives them.
+    final_positions
+        float ``[N,3]``, where their particles ended.
+    volume_shape
+        Shape of the volume.
+    convergence_radius
+        r, in voxels.
+    min_size
+        Instances with fewer voxels become 0.
+
+    Returns
+    -------
+    int32 ``[Z,Y,X]``; for dask input a lazy array of one chunk (`postprocess_single` keeps the
+    chunks).
+
+    Raises
+    ------
+    InvalidArgument, InvalidType
+        The argument is named.
+
+    Examples
+    --------
+    >>> coords = np.array([[0, 0, 0], [0, 0, 3]])
+    >>> cluster_convergence(coords, coords.astype(float), (1, 1, 4), 4.0, 1)
+    array([[[1, 0, 0, 1]]], dtype=int32)
+    """
+    settings = SegmentSettings(convergence_radius=convergence_radius, min_size=min_size)
+    shape = as_lengths(volume_shape, argument="volume_shape", axes=3, least=1)
+    for argument, table in (("fg_coords", fg_coords), ("final_positions", final_positions)):
+        if len(table.shape) != 2 or table.shape[1] != 3:
+            raise InvalidArgument(argument, f"shape {table.shape}", "a table [N, 3]")
+    if isinstance(fg_coords, da.Array) or isinstance(final_positions, da.Array):
+        task = delayed(_cluster)(fg_coords, final_positions, shape, settings)
+        labels: da.Array = da.from_delayed(task, shape, dtype=np.int32)
+        return labels
+    if fg_coords.shape != final_positions.shape:
+        raise InvalidArgument(
+            "final_positions",
+            f"shape {final_positions.shape}",
+            f"that of fg_coords, {fg_coords.shape}",
+        )
+    return _cluster(fg_coords, final_positions, shape, settings)

@@ -1,0 +1,317 @@
+"""Tracking with hand-over: a particle that leaves a block goes on in the block where it is.
+
+A block advances its particles through its flow and a halo around it. Those that leave are handed,
+with their position and the steps they still have, to the block in which they now are; rounds go on
+until none is left. What a particle does in a step depends on its position alone, so the answer is
+the same for any blocks and any halo.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.delayed import delayed
+
+from topo_dask.config import SegmentSettings
+from topo_dask.errors import InvalidData
+from topo_dask.graph.blocks import Source, grid_of
+from topo_dask.graph.check import check_axes, check_finite, check_flow, check_same_shape
+from topo_dask.grid import BlockGrid, Region
+from topo_dask.kernels import cpu
+from topo_dask.kernels.parallel import available_cores
+
+LAZY_ROUNDS = 4
+"""Rounds that the lazy graph plans for with its halo; runs on stores need no such number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Particles:
+    """Particles under way.
+
+    Parameters
+    ----------
+    positions
+        float64 ``[N,3]``, global.
+    steps
+        int32 ``[N]``, steps still to make.
+    home
+        int64 ``[N]``, number of the block in which each began.
+    row
+        int64 ``[N]``, its place among that block's particles.
+    """
+
+    positions: npt.NDArray[np.float64]
+    steps: npt.NDArray[np.int32]
+    home: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def take(self, which: npt.NDArray[Any]) -> Particles:
+        """Some of them, by index or mask."""
+        return Particles(
+            self.positions[which], self.steps[which], self.home[which], self.row[which]
+        )
+
+
+def no_particles() -> Particles:
+    """An empty set."""
+    nothing = np.zeros(0, dtype=np.int64)
+    return Particles(np.zeros((0, 3)), np.zeros(0, dtype=np.int32), nothing, nothing)
+
+
+def join_particles(parts: Sequence[Particles]) -> Particles:
+    """All particles of several sets, in their order."""
+    parts = [p for p in parts if len(p)] or [no_particles()]
+    return Particles(
+        np.concatenate([p.positions for p in parts]),
+        np.concatenate([p.steps for p in parts]),
+        np.concatenate([p.home for p in parts]),
+        np.concatenate([p.row for p in parts]),
+    )
+
+
+def first_particles(mask: npt.NDArray[Any], core: Region, *, home: int, n_steps: int) -> Particles:
+    """One particle at every foreground voxel of a block, in C order."""
+    voxels = np.argwhere(mask)
+    count = len(voxels)
+    return Particles(
+        (voxels + np.asarray(core.start)).astype(np.float64),
+        np.full(count, n_steps, dtype=np.int32),
+        np.full(count, home, dtype=np.int64),
+        np.arange(count, dtype=np.int64),
+    )
+
+
+def advance(
+    flow: npt.NDArray[np.float32],
+    particles: Particles,
+    *,
+    origin: tuple[int, ...],
+    shape: tuple[int, ...],
+    step_size: float,
+    threads: int = 1,
+) -> Particles:
+    """The same particles where they stop or leave a flow (interleaved, see `kernels`)."""
+    positions, steps = particles.positions.copy(), particles.steps.copy()
+    cpu.track(
+        flow,
+        positions,
+        steps,
+        origin=origin,
+        shape=shape,
+        step_size=step_size,
+        threads=threads,
+    )
+    return Particles(positions, steps, particles.home, particles.row)
+
+
+def flow_ready(flow: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
+    """A block's flow as the tracking kernel wants it; raises InvalidData for NaN or infinity."""
+    ready = cpu.interleave(flow)
+    check_finite(ready, argument="flow", where=where)
+    return ready
+
+
+def by_block(
+    particles: Particles, grid: BlockGrid
+) -> tuple[Particles, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Particles sorted by the block they are bound for: home if done, else where they are.
+
+    Returns
+    -------
+    particles
+        Sorted.
+    blocks
+        int64 ``[B]``, the destinations, ascending.
+    starts
+        int64 ``[B + 1]``: those for ``blocks[i]`` are rows ``starts[i]`` to ``starts[i + 1]``.
+    """
+    goal = np.where(particles.steps > 0, grid.owner(particles.positions), particles.home)
+    order = np.argsort(goal, kind="stable")
+    blocks, starts = np.unique(goal[order], return_index=True)
+    return particles.take(order), blocks, np.append(starts, len(order)).astype(np.int64)
+
+
+# ---------------------------------------------------------------------------------- lazy graph
+
+
+def _begin(
+    mask: npt.NDArray[Any],
+    flow: npt.NDArray[Any],
+    core: Region,
+    read: Region,
+    task: tuple[int, tuple[int, ...], SegmentSettings],
+) -> Particles:
+    """First round of a chunk."""
+    home, shape, settings = task
+    particles = first_particles(mask, core, home=home, n_steps=settings.n_steps)
+    ready = flow_ready(flow, f"{core}")
+    return advance(ready, particles, origin=read.start, shape=shape, step_size=settings.step_size)
+
+
+def _sorted_out(
+    parts: Sequence[Particles], grid: BlockGrid, under_way: bool
+) -> dict[int, Particles]:
+    """The particles still under way by the block they are in, or the done ones by home."""
+    wanted = join_particles([p.take((p.steps > 0) == under_way) for p in parts])
+    ordered, blocks, starts = by_block(wanted, grid)
+    return {int(b): ordered.take(np.arange(starts[i], starts[i + 1])) for i, b in enumerate(blocks)}
+
+
+def _go_on(
+    travelling: dict[int, Particles],
+    flow: npt.NDArray[Any],
+    read: Region,
+    task: tuple[int, tuple[int, ...], SegmentSettings],
+) -> Particles:
+    """A later round of a chunk."""
+    block, shape, settings = task
+    particles = travelling.get(block)
+    if particles is None:
+        return no_particles()
+    return advance(
+        cpu.interleave(flow),
+        particles,
+        origin=read.start,
+        shape=shape,
+        step_size=settings.step_size,
+    )
+
+
+def _settle(home: int, started: Particles, rounds: Sequence[Particles]) -> npt.NDArray[np.float64]:
+    """Final positions of a chunk's particles, in their order."""
+    ends = started.positions.copy()
+    left = started.steps > 0
+    for later in rounds:
+        mine = (later.home == home) & (later.steps == 0)
+        ends[later.row[mine]] = later.positions[mine]
+        left[later.row[mine]] = False
+    if left.any():
+        raise InvalidData(
+            "flow",
+            f"particles of block {home} that left the blocks planned for them",
+            "flows of length at most 1",
+            "Normalise the flow, or run topo_dask.segment on a store, which has no such limit.",
+        )
+    return ends
+
+
+def lazy_endpoints(mask: da.Array, flow: da.Array, settings: SegmentSettings) -> list[Any]:
+    """Delayed final positions of each chunk's particles, float64 ``[N,3]``, in chunk order.
+
+    The halo and the number of rounds are chosen for flows of length at most 1; particles that go
+    further make the last task fail, never a wrong answer.
+    """
+    grid = grid_of(mask, argument="sem_mask")
+    reach = max(1, math.ceil(settings.n_steps * settings.step_size / LAZY_ROUNDS))
+    steps_a_round = max(1, math.floor(reach / settings.step_size))
+    rounds = max(1, math.ceil(settings.n_steps / steps_a_round))
+    begin, go_on = delayed(_begin), delayed(_go_on)
+    reads = [core.grow(reach, within=grid.shape) for core in grid]
+    field, foreground = Source.of(flow), Source.of(mask)
+    flows = [field.read(read) for read in reads]
+    tasks = [(number, grid.shape, settings) for number in range(len(grid))]
+    started = [
+        begin(foreground.read(core), f, core, read, task)
+        for core, f, read, task in zip(grid, flows, reads, tasks, strict=True)
+    ]
+    history: list[list[Any]] = [[] for _ in tasks]
+    current = started
+    for _ in range(rounds - 1 if len(grid) > 1 else 0):
+        travelling = delayed(_sorted_out)(current, grid, True)
+        current = [
+            go_on(travelling, f, read, task)
+            for f, read, task in zip(flows, reads, tasks, strict=True)
+        ]
+        arrived = delayed(_sorted_out)(current, grid, False)
+        for number, past in enumerate(history):
+            past.append(delayed(_of_home)(arrived, number))
+    return [
+        delayed(_settle)(number, started[number], history[number]) for number in range(len(grid))
+    ]
+
+
+def _of_home(arrived: dict[int, Particles], home: int) -> Particles:
+    return arrived.get(home, no_particles())
+
+
+def _coordinates(mask: npt.NDArray[Any], core: Region) -> npt.NDArray[np.int64]:
+    voxels: npt.NDArray[np.int64] = np.argwhere(mask).astype(np.int64)
+    return voxels + np.asarray(core.start, dtype=np.int64)
+
+
+def check_inputs(sem_mask: Any, flow: Any) -> None:
+    """Raise unless a mask ``[Z,Y,X]`` and a flow ``[3,Z,Y,X]`` fit each other."""
+    check_axes(sem_mask, argument="sem_mask", axes=3, names="z, y, x")
+    check_flow(flow)
+    check_same_shape(flow.shape[1:], sem_mask.shape, argument="flow", of="sem_mask")
+
+
+def track_flows(sem_mask: Any, flow: Any, n_steps: int, step_size: float = 1.0) -> tuple[Any, Any]:
+    """Follow the flow from every foreground voxel.
+
+    ``n_steps`` times: voxel = truncation of the position; position += float32(step_size *
+    flow[voxel]) in all axes at once; clip to [0, N-1]. Positions are float64.
+
+    Parameters
+    ----------
+    sem_mask
+        ``[Z,Y,X]``, foreground where not 0; NumPy or dask.
+    flow
+        ``[3,Z,Y,X]`` float, ``(dz,dy,dx)``; NumPy or dask like the mask.
+    n_steps
+        Number of steps.
+    step_size
+        Length of a step where the flow has length 1.
+
+    Returns
+    -------
+    fg_coords
+        int64 ``[N,3]``, the foreground voxels in C order (dask: chunk by chunk, each in C order).
+    final_positions
+        float64 ``[N,3]``, where each ended.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, InvalidData
+        The argument is named. For dask arrays a flow longer than 1 may fail while computing.
+
+    Examples
+    --------
+    >>> flow = np.zeros((3, 1, 1, 4), np.float32)
+    >>> flow[2] = 0.5
+    >>> track_flows(np.array([[[1, 0, 0, 0]]]), flow, 3)
+    (array([[0, 0, 0]]), array([[0. , 0. , 1.5]]))
+    """
+    settings = SegmentSettings(n_steps=n_steps, step_size=step_size)
+    check_inputs(sem_mask, flow)
+    if isinstance(sem_mask, da.Array) or isinstance(flow, da.Array):
+        mask, field = da.asarray(sem_mask), da.asarray(flow)
+        ends = lazy_endpoints(mask, field, settings)
+        source, grid = Source.of(mask), grid_of(mask, argument="sem_mask")
+        starts = [delayed(_coordinates)(source.read(core), core) for core in grid]
+        unknown = (np.nan, 3)
+        return (
+            da.concatenate([da.from_delayed(s, unknown, dtype=np.int64) for s in starts]),
+            da.concatenate([da.from_delayed(e, unknown, dtype=np.float64) for e in ends]),
+        )
+    mask = np.asarray(sem_mask)
+    whole = Region((0, 0, 0), mask.shape)
+    particles = first_particles(mask, whole, home=0, n_steps=settings.n_steps)
+    ended = advance(
+        flow_ready(np.asarray(flow), f"{whole}"),
+        particles,
+        origin=(0, 0, 0),
+        shape=mask.shape,
+        step_size=step_size,
+        threads=available_cores(),
+    )
+    return particles.positions.astype(np.int64), ended.positions

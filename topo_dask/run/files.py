@@ -1,0 +1,96 @@
+"""Inputs as stored arrays that any worker can open, and small files in the work directory."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+import zarr
+from dask.base import tokenize
+from zarr.storage import LocalStore, MemoryStore
+
+from topo_dask.graph.check import check_axes
+from topo_dask.kernels.tables import InstanceTable
+from topo_dask.storage import AnyArray, create_array, open_array
+
+BLOCK = 128
+"""Edge of a block, where none is given, in voxels."""
+
+
+def open_input(source: Any, *, argument: str, axes: int) -> Any:
+    """Open a path, URL, zarr, dask or NumPy array and check its axes; nothing is read yet."""
+    if isinstance(source, (da.Array, np.ndarray)):
+        names = "z, y, x" if axes == 3 else "3 components, z, y, x"
+        check_axes(source, argument=argument, axes=axes, names=names)
+        return source
+    return open_array(source, argument=argument, axes=(axes,))
+
+
+def stored(source: Any, scratch: Path, *, argument: str) -> AnyArray:
+    """The same array where every worker can read it: memory and dask graphs go to the scratch."""
+    if isinstance(source, zarr.Array) and not isinstance(source.store, MemoryStore):
+        return source
+    path = scratch / "inputs" / f"{argument}-{input_mark(source)}.zarr"
+    if path.exists():
+        return open_array(path, argument=argument, axes=(len(source.shape),))
+    chunks = tuple(min(BLOCK, n) if n > 3 else n for n in source.shape)
+    partial = path.with_name(f"{path.name}.partial")
+    target = create_array(partial, source.shape, chunks, source.dtype)
+    if isinstance(source, da.Array):
+        # One task a chunk, so no two write the same one; dask's stub does not know zarr arrays.
+        da.store(source.rechunk(chunks), target, lock=False)  # type: ignore[arg-type]
+    else:
+        target[...] = source[...]
+    os.replace(partial, path)
+    return open_array(path, argument=argument, axes=(len(source.shape),))
+
+
+def input_mark(source: Any) -> str:
+    """A text that changes when an input does: metadata and the times its files were written."""
+    if not isinstance(source, zarr.Array):
+        return str(tokenize(source))
+    parts: list[Any] = [str(source.store_path), str(source.metadata.to_dict())]
+    if isinstance(source.store, LocalStore):
+        newest, count, total = 0, 0, 0
+        for folder, _, names in os.walk(source.store.root / source.path):
+            for name in names:
+                found = os.stat(os.path.join(folder, name))
+                newest, count = max(newest, found.st_mtime_ns), count + 1
+                total += found.st_size
+        parts += [newest, count, total]
+    elif isinstance(source.store, MemoryStore):
+        parts = [source[...]]
+    return str(tokenize(*parts))
+
+
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as .npy, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        np.save(file, array, allow_pickle=False)
+    os.replace(partial, path)
+
+
+def load_array(path: Path, *, memory_map: bool = False) -> npt.NDArray[Any]:
+    """Read an array that `save_array` wrote."""
+    loaded: npt.NDArray[Any] = np.load(
+        path, mmap_mode="r" if memory_map else None, allow_pickle=False
+    )
+    return loaded
+
+
+def save_instances(folder: Path, table: InstanceTable) -> None:
+    """Write an instance table, one file a column, so that tasks can read the rows they need."""
+    for name in ("ids", "voxels", "sums", "lo", "hi"):
+        save_array(folder / f"{name}.npy", getattr(table, name))
+
+
+def load_instances(folder: Path) -> InstanceTable:
+    """Open an instance table; only rows that are used are read."""
+    columns = ("ids", "voxels", "sums", "lo", "hi")
+    return InstanceTable(*(load_array(folder / f"{n}.npy", memory_map=True) for n in columns))

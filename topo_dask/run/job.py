@@ -1,0 +1,180 @@
+"""What every run on disk shares: its options, its block grid, its result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from topo_dask.errors import InvalidArgument
+from topo_dask.grid import BlockGrid, as_lengths
+from topo_dask.run.execute import Cluster, Engine, open_engine
+from topo_dask.run.files import BLOCK
+from topo_dask.run.ledger import Ledger, locked
+from topo_dask.run.progress import progress_stream, readable_count, readable_time
+from topo_dask.storage import AnyArray, Geometry, Output
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a run on disk is made, not what it computes.
+
+    Parameters
+    ----------
+    blocks
+        Shape of a block, in voxels; ``None`` for 128 x 128 x 128.
+    work_dir
+        Where scratch data goes; ``None`` for beside the output.
+    resume
+        Go on with an unfinished run.
+    overwrite
+        Replace an existing output when the new one is complete.
+    cluster
+        See `topo_dask.run.execute.open_engine`.
+    progress
+        Show progress; ``None`` for only where a terminal looks on.
+    zarr_format
+        Of the output, 2 or 3.
+    """
+
+    blocks: Any = None
+    work_dir: Any = None
+    resume: bool = False
+    overwrite: bool = False
+    cluster: Cluster = None
+    progress: bool | None = None
+    zarr_format: int = 3
+
+    def __post_init__(self) -> None:
+        if self.blocks is not None:
+            as_lengths(self.blocks, argument="blocks", axes=3, least=1)
+        if self.resume and self.overwrite:
+            raise InvalidArgument(
+                "overwrite",
+                "overwrite and resume together",
+                "one of them",
+                "resume goes on with an unfinished run, overwrite begins anew.",
+            )
+        if self.zarr_format not in (2, 3):
+            raise InvalidArgument("zarr_format", self.zarr_format, "2 or 3")
+
+    def grid(self, shape: tuple[int, ...]) -> BlockGrid:
+        """The blocks of a volume."""
+        blocks = BLOCK if self.blocks is None else self.blocks
+        return BlockGrid(shape, as_lengths(blocks, argument="blocks", axes=3, least=1))
+
+    def output(self, path: Any, inputs: list[Any]) -> Output:
+        """The output's place, checked."""
+        return Output(
+            path,
+            overwrite=self.overwrite,
+            resume=self.resume,
+            inputs=[i for i in inputs if i is not None],
+            work_dir=self.work_dir,
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that is under way: where its tasks go and what it has done."""
+
+    output: Output
+    engine: Engine
+    ledger: Ledger
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def work(self) -> Path:
+        """The work directory."""
+        return self.output.scratch
+
+
+@contextmanager
+def open_run(output: Output, options: RunOptions) -> Iterator[Run]:
+    """Lock the output, open the engine and the ledger."""
+    stream = progress_stream(options.progress)
+    with locked(output.scratch, output.path), open_engine(options.cluster, stream=stream) as engine:
+        yield Run(output, engine, Ledger(output.scratch))
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run on disk made.
+
+    Parameters
+    ----------
+    array
+        The zarr array at full resolution.
+    path
+        Where it is.
+    what
+        One line: what was made of how many voxels.
+    seconds
+        How long it took; 0 where it was there already.
+    details
+        Numbers worth knowing, by name.
+    """
+
+    array: AnyArray
+    path: Path
+    what: str
+    seconds: float
+    details: dict[str, Any]
+
+    def _rows(self) -> list[tuple[str, str]]:
+        took = readable_time(self.seconds) if self.seconds else "was there already"
+        layout = f"{'x'.join(map(str, self.array.shape))} {self.array.dtype}"
+        return [
+            ("output", str(self.path)),
+            ("array", f"{layout}, chunks {'x'.join(map(str, self.array.chunks))}"),
+            ("time", took),
+            *((name, str(value)) for name, value in self.details.items()),
+        ]
+
+    def __repr__(self) -> str:
+        rows = "\n".join(f"  {name:<16} {value}" for name, value in self._rows())
+        return f"{self.what}\n{rows}"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._rows())
+        return f"<table><caption>{self.what}</caption>{rows}</table>"
+
+
+def speed(voxels: int, seconds: float) -> str:
+    """Voxels a second, for people."""
+    return f"{readable_count(voxels / max(seconds, 1e-9))} voxels/s"
+
+
+def published_already(output: Output, mark: str, options: RunOptions) -> bool:
+    """Whether, when resuming, the finished result of the very same run is there."""
+    if not (options.resume and output.exists):
+        return False
+    attributes: Any = output.open().attrs.asdict().get("topo_dask", {})
+    return bool(_find(attributes, "fingerprint") == mark) or _group_mark(output) == mark
+
+
+def _find(attributes: Any, name: str) -> Any:
+    if isinstance(attributes, dict):
+        if name in attributes:
+            return attributes[name]
+        return next((v for v in (_find(a, name) for a in attributes.values()) if v), None)
+    return None
+
+
+def _group_mark(output: Output) -> Any:
+    import zarr
+
+    node = zarr.open(store=str(output.path), mode="r")
+    return _find(dict(node.attrs), "fingerprint")
+
+
+def geometry_of(source: Any) -> Geometry:
+    """Scale and translation of an input, if it is stored and says so."""
+    import zarr
+
+    from topo_dask.storage import voxel_geometry
+
+    return voxel_geometry(source) if isinstance(source, zarr.Array) else Geometry()

@@ -1,0 +1,151 @@
+"""What of a run is done: one file a stage in the work directory, one line a finished block.
+
+A line is written after the block's data is on disk. A stage's file begins with the fingerprint of
+its inputs and settings; another fingerprint begins it anew. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from topo_dask.errors import RunInProgress
+from topo_dask.run.execute import Engine
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short text that differs when any part does (JSON values and dataclasses).
+
+    Examples
+    --------
+    >>> fingerprint("a", 1) == fingerprint("a", 1), fingerprint("a", 1) == fingerprint("a", 2)
+    (True, False)
+    """
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value) and not isinstance(value, type):
+            return {"is": type(value).__name__, **asdict(value)}
+        return str(value)
+
+    text = json.dumps(parts, default=plain, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+class Ledger:
+    """The finished blocks of a run's stages.
+
+    Parameters
+    ----------
+    work
+        The work directory.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self.folder = work / "ledger"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def run(
+        self,
+        engine: Engine,
+        stage: str,
+        mark: str,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        voxels: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """Run what is not done yet of a stage; give the results of all items, in order.
+
+        Parameters
+        ----------
+        engine
+            Runs the tasks.
+        stage
+            Its name; the file's too.
+        mark
+            Fingerprint of all that the stage's results depend on.
+        function, items, voxels
+            As for `Engine.run`; results are JSON values.
+        """
+        path = self.folder / f"{stage}.jsonl"
+        done = self._done(path, mark)
+        missing = [n for n in range(len(items)) if n not in done]
+        if not missing:
+            return [done[n] for n in range(len(items))]
+        some = None if voxels is None else [voxels[n] for n in missing]
+        with path.open("a") as lines:
+            results = engine.run(stage, function, [items[n] for n in missing], voxels=some)
+            with contextlib.closing(results):  # type: ignore[type-var]
+                for position, result in results:
+                    done[missing[position]] = result
+                    lines.write(json.dumps([missing[position], result]) + "\n")
+                    lines.flush()
+        return [done[n] for n in range(len(items))]
+
+    def _done(self, path: Path, mark: str) -> dict[int, Any]:
+        """Results that stand in a stage's file, which is begun anew if it is of another mark."""
+        done: dict[int, Any] = {}
+        with contextlib.suppress(OSError, ValueError):
+            first, *lines = path.read_text().split("\n")
+            if json.loads(first) == mark:
+                for line in lines[:-1]:  # what follows the last line end was cut off
+                    number, result = json.loads(line)
+                    done[number] = result
+                text = "".join(f"{line}\n" for line in [first, *lines[:-1]])
+                path.write_text(text)
+                return done
+        path.write_text(json.dumps(mark) + "\n")
+        return {}
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextmanager
+def locked(work: Path, output: Path) -> Iterator[None]:
+    """Hold the lock of a work directory; a lock whose process is gone is taken over.
+
+    Raises
+    ------
+    RunInProgress
+        Another run holds it; its host and process id are named.
+    """
+    path = work / "lock.json"
+    me = {"host": socket.gethostname(), "pid": os.getpid()}
+    while True:
+        try:
+            with path.open("x") as file:
+                json.dump(me, file)
+            break
+        except FileExistsError:
+            holder: dict[str, Any] = {}
+            with contextlib.suppress(OSError, ValueError):
+                holder = json.loads(path.read_text())
+            if holder.get("host") != me["host"] or _alive(int(holder.get("pid", 0))):
+                raise RunInProgress(
+                    "output",
+                    f"{output}, on which process {holder.get('pid')} on "
+                    f"{holder.get('host')} is working",
+                    "one run at a time on an output",
+                    f"Wait for it; if it is gone for certain, remove {path}.",
+                ) from None
+            path.unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,485 @@
+"""Flows on disk to instance labels on disk: track, cells, owners, edges, numbers, labels."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from topo_dask.config import SegmentSettings, number
+from topo_dask.errors import InvalidType
+from topo_dask.graph.check import check_axes, check_flow, check_same_shape
+from topo_dask.graph.merge import (
+    Owned,
+    cell_owners,
+    component_sizes,
+    edges_across,
+    near_cells,
+    number_instances,
+    owned_cells,
+    paint,
+    reach_of,
+)
+from topo_dask.graph.track import (
+    Particles,
+    advance,
+    by_block,
+    first_particles,
+    flow_ready,
+    join_particles,
+)
+from topo_dask.grid import BlockGrid, Region
+from topo_dask.kernels import cpu
+from topo_dask.kernels.tables import CellTable
+from topo_dask.run.files import input_mark, load_array, open_input, save_array, stored
+from topo_dask.run.job import (
+    Run,
+    RunOptions,
+    RunResult,
+    geometry_of,
+    open_run,
+    published_already,
+    speed,
+)
+from topo_dask.run.ledger import fingerprint
+from topo_dask.storage import AnyArray, load_table, output_chunks, save_table
+
+HALO = 16
+"""Default halo of the tracking: particles that stay within it need no second round."""
+
+PARTICLE = np.dtype(
+    [("position", np.float64, (3,)), ("steps", np.int32), ("home", np.int64), ("row", np.int64)]
+)
+"""How particles under way are written, 44 bytes each."""
+
+Mail = tuple[int, int, int, int]
+"""Particles handed over: round and block that wrote them, first row, end."""
+
+
+@dataclass(frozen=True)
+class SegmentJob:
+    """What every task of a run needs to know."""
+
+    flow: AnyArray
+    foreground: AnyArray | None
+    threshold: float
+    settings: SegmentSettings
+    grid: BlockGrid
+    halo: int
+    work: Path
+    out: AnyArray | None = None
+
+    @property
+    def radius(self) -> float:
+        """The convergence radius."""
+        return self.settings.convergence_radius
+
+    def region_read(self, block: int) -> Region:
+        """A block with its halo."""
+        return self.grid.region(block).grow(self.halo, within=self.grid.shape)
+
+    def read_flow(self, block: int) -> npt.NDArray[np.float32]:
+        """The flow of a block and its halo, interleaved and checked."""
+        read = self.region_read(block)
+        return flow_ready(np.asarray(self.flow[(slice(None), *read.slices)]), f"{read}")
+
+    def read_mask(self, block: int) -> npt.NDArray[np.bool_]:
+        """The foreground of a block."""
+        core = self.grid.region(block)
+        if self.foreground is not None:
+            inside: npt.NDArray[np.bool_] = (
+                np.asarray(self.foreground[core.slices]) > self.threshold
+            )
+            return inside
+        moving: npt.NDArray[np.bool_] = (
+            np.asarray(self.flow[(slice(None), *core.slices)]) != 0
+        ).any(axis=0)
+        return moving
+
+    def file(self, kind: str, block: int, suffix: str = "npy") -> Path:
+        """Where a block's data of some kind is."""
+        return self.work / kind / f"{block}.{suffix}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One block of a stage, with what it gets from others."""
+
+    job: SegmentJob
+    block: int
+    round: int = 0
+    mail: tuple[Mail, ...] = ()
+    others: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        return f"block {self.job.grid.region(self.block)}"
+
+
+# --------------------------------------------------------------------------------------- track
+
+
+Sent = list[tuple[int, int, int]]
+"""Rows of a message by the block they are for: (block, first row, end)."""
+
+
+def _post(task: Task, particles: Particles) -> tuple[Sent, Sent]:
+    """Write particles for other blocks: first those under way, then those on their way home."""
+    messages, lists, begin = [], [], 0
+    for under_way in (True, False):
+        some = particles.take((particles.steps > 0) == under_way)
+        ordered, blocks, starts = by_block(some, task.job.grid)
+        messages.append(ordered)
+        edges = (starts + begin).tolist()
+        lists.append(list(zip(blocks.tolist(), edges[:-1], edges[1:], strict=True)))
+        begin += len(ordered)
+    everything = join_particles(messages)
+    if len(everything):
+        rows = np.empty(len(everything), dtype=PARTICLE)
+        rows["position"], rows["steps"] = everything.positions, everything.steps
+        rows["home"], rows["row"] = everything.home, everything.row
+        save_array(task.job.file(f"mail/{task.round}", task.block), rows)
+    return lists[0], lists[1]
+
+
+def _collect(task: Task) -> Particles:
+    """The particles that others handed to a block."""
+    parts = []
+    for sent_in, sender, first, end in task.mail:
+        rows = load_array(task.job.file(f"mail/{sent_in}", sender), memory_map=True)[first:end]
+        parts.append(
+            Particles(
+                np.ascontiguousarray(rows["position"]),
+                np.ascontiguousarray(rows["steps"]),
+                np.ascontiguousarray(rows["home"]),
+                np.ascontiguousarray(rows["row"]),
+            )
+        )
+    return join_particles(parts)
+
+
+def start_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
+    """Stage track, first round: a block's own particles; gives their number and the mail."""
+    job = task.job
+    mask = job.read_mask(task.block)
+    save_array(job.file("mask", task.block), np.packbits(mask))
+    flow = job.read_flow(task.block)
+    core, read = job.grid.region(task.block), job.region_read(task.block)
+    particles = first_particles(mask, core, home=task.block, n_steps=job.settings.n_steps)
+    ended = advance(
+        flow, particles, origin=read.start, shape=job.grid.shape, step_size=job.settings.step_size
+    )
+    save_array(job.file("ends", task.block), ended.positions)
+    return len(ended), _post(task, ended.take(np.flatnonzero(ended.steps > 0)))
+
+
+def continue_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
+    """Stage track, later rounds: what others handed over; done particles go to their home."""
+    job = task.job
+    particles = _collect(task)
+    ended = advance(
+        job.read_flow(task.block),
+        particles,
+        origin=job.region_read(task.block).start,
+        shape=job.grid.shape,
+        step_size=job.settings.step_size,
+    )
+    return len(ended), _post(task, ended)
+
+
+def _track(run: Run, job: SegmentJob, mark: str) -> tuple[list[int], dict[int, list[Mail]], int]:
+    """All rounds: particles of each block, what came home to each, number of rounds."""
+    blocks = len(job.grid)
+    voxels = [region.size for region in job.grid]
+    tasks = [Task(job, n) for n in range(blocks)]
+    results = run.ledger.run(run.engine, "track", mark, start_block, tasks, voxels=voxels)
+    counts = [count for count, _ in results]
+    came_home: dict[int, list[Mail]] = defaultdict(list)
+    senders = list(range(blocks))
+    for rounds in itertools.count(1):
+        bound: dict[int, list[Mail]] = defaultdict(list)
+        for sender, (_, lists) in zip(senders, results, strict=True):
+            for boxes, sent in zip((bound, came_home), lists, strict=True):
+                for goal, first, end in sent:
+                    boxes[goal].append((rounds - 1, sender, first, end))
+        if not bound:
+            return counts, came_home, rounds
+        senders = sorted(bound)
+        tasks = [Task(job, b, round=rounds, mail=tuple(bound[b])) for b in senders]
+        stage = f"track-{rounds + 1}"
+        results = run.ledger.run(run.engine, stage, mark, continue_block, tasks)
+    raise AssertionError("unreachable: rounds go on until no particle is left")
+
+
+# --------------------------------------------------------------------------------------- merge
+
+
+def cells_of_block(task: Task) -> list[tuple[int, int]]:
+    """Stage cells: where a block's particles ended; gives (owner, cells) for each owner."""
+    job = task.job
+    ends = load_array(job.file("ends", task.block))
+    home = _collect(task)
+    if len(home):
+        ends[home.row] = home.positions
+        save_array(job.file("ends", task.block), ends)
+    table, index = cpu.cell_table(ends, shape=job.grid.shape, radius=job.radius)
+    save_array(job.file("index", task.block), index.astype(np.uint32))
+    save_table(
+        job.file("cells", task.block, "npz"),
+        cells=table.cells,
+        counts=table.counts,
+        offsets=table.offsets,
+    )
+    owners, counts = np.unique(cell_owners(table.cells, job.grid, job.radius), return_counts=True)
+    return list(zip(owners.tolist(), counts.tolist(), strict=True))
+
+
+def own_block(task: Task) -> int:
+    """Stage own: sum an owner's cells over the blocks that have some, join them; gives how many."""
+    job = task.job
+    parts = []
+    for sender in task.others:
+        table = CellTable(**load_table(job.file("cells", sender, "npz")))
+        mine = cell_owners(table.cells, job.grid, job.radius) == task.block
+        parts.append(CellTable(table.cells[mine], table.counts[mine], table.offsets[mine]))
+    owned = owned_cells(parts, job.grid.shape, job.radius)
+    save_table(
+        job.file("own", task.block, "npz"),
+        cells=owned.table.cells,
+        counts=owned.table.counts,
+        offsets=owned.table.offsets,
+        roots=owned.roots,
+    )
+    return len(owned.roots)
+
+
+def _load_owned(job: SegmentJob, owner: int) -> Owned:
+    columns = load_table(job.file("own", owner, "npz"))
+    roots = columns.pop("roots")
+    return Owned(CellTable(**columns), roots)
+
+
+def edges_of_block(task: Task) -> int:
+    """Stage edges: close cells of an owner and of those after it; gives their number."""
+    job, region = task.job, task.job.grid.region(task.block)
+    shape = job.grid.shape
+    others = [near_cells(_load_owned(job, n), region, shape, job.radius) for n in task.others]
+    edges = edges_across(_load_owned(job, task.block), others, shape, job.radius)
+    save_array(job.file("edges", task.block), edges)
+    return len(edges)
+
+
+def number_all(task: Task) -> int:
+    """Stage number: one union over all owners; gives the number of instances."""
+    job = task.job
+    numbering = number_instances(
+        [component_sizes(_load_owned(job, n)) for n in task.others],
+        [load_array(job.file("edges", n)) for n in task.others],
+        min_size=job.settings.min_size,
+    )
+    for owner in task.others:
+        labels = numbering.of(_load_owned(job, owner).roots)
+        save_array(job.file("labels", owner), labels)
+    return numbering.instances
+
+
+def label_block(task: Task) -> int:
+    """Stage labels: a block's labels into the output; gives its labelled voxels."""
+    job, core = task.job, task.job.grid.region(task.block)
+    cells = CellTable(**load_table(job.file("cells", task.block, "npz"))).cells
+    of_cell = np.zeros(len(cells), dtype=np.uint64)
+    owners = cell_owners(cells, job.grid, job.radius)
+    for owner in np.unique(owners).tolist():
+        known = load_table(job.file("own", owner, "npz"))["cells"]
+        labels = load_array(job.file("labels", owner))
+        mine = owners == owner
+        of_cell[mine] = labels[np.searchsorted(known, cells[mine])]
+    packed = load_array(job.file("mask", task.block))
+    mask = np.unpackbits(packed, count=core.size).astype(bool).reshape(core.shape)
+    assert job.out is not None
+    out = paint(mask, load_array(job.file("index", task.block)), of_cell, job.out.dtype)
+    job.out[core.slices] = out
+    return int(np.count_nonzero(out))
+
+
+def _merge(
+    run: Run, job: SegmentJob, came_home: dict[int, list[Mail]], marks: tuple[str, str, str]
+) -> int:
+    """All stages between tracking and labels; gives the number of instances."""
+    blocks = range(len(job.grid))
+    voxels = [region.size for region in job.grid]
+    _, cell_mark, number_mark = marks
+    tasks = [Task(job, n, mail=tuple(came_home.get(n, ()))) for n in blocks]
+    sent = run.ledger.run(run.engine, "cells", cell_mark, cells_of_block, tasks, voxels=voxels)
+    senders: dict[int, list[int]] = defaultdict(list)
+    for block, owners in enumerate(sent):
+        for owner, _ in owners:
+            senders[owner].append(block)
+    having = sorted(senders)
+    tasks = [Task(job, n, others=tuple(senders[n])) for n in having]
+    run.ledger.run(run.engine, "own", cell_mark, own_block, tasks)
+    tasks = []
+    for owner in having:
+        near = reach_of(job.grid.region(owner), job.grid, job.radius)
+        later = tuple(n for n in near if n > owner and n in senders)
+        tasks.append(Task(job, owner, others=later))
+    run.ledger.run(run.engine, "edges", cell_mark, edges_of_block, tasks)
+    everything = [Task(job, 0, others=tuple(having))]
+    (instances,) = run.ledger.run(run.engine, "number", number_mark, number_all, everything)
+    return int(instances)
+
+
+def segment(
+    flows: Any,
+    output: Any,
+    *,
+    foreground: Any = None,
+    threshold: float = 0.0,
+    n_steps: int = 100,
+    step_size: float = 1.0,
+    convergence_radius: float = 4.0,
+    min_size: int = 50,
+    group: int = 1,
+    halo: int = HALO,
+    blocks: Any = None,
+    work_dir: Any = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    cluster: Any = None,
+    progress: bool | None = None,
+    zarr_format: int = 3,
+) -> RunResult:
+    """Make instance labels of a flow field that need not fit in memory.
+
+    Parameters
+    ----------
+    flows
+        ``[3,Z,Y,X]`` float, ``(dz,dy,dx)``: path, URL, zarr, dask or NumPy array.
+    output
+        Path of the OME-Zarr labels to make.
+    foreground
+        ``[Z,Y,X]``: labels, a mask or a probability; ``None`` takes the voxels whose flow is not
+        0 (without the sinks of direct flows, which are 0).
+    threshold
+        Foreground is where ``foreground`` is above this.
+    n_steps, step_size
+        See `track_flows`.
+    convergence_radius, min_size
+        See `cluster_convergence`.
+    group
+        1, convex objects.
+    halo
+        Voxels around a block that its particles may cross without being handed over. It saves
+        rounds and changes nothing else.
+    blocks, work_dir, resume, overwrite, cluster, progress, zarr_format
+        See `RunOptions`.
+
+    Returns
+    -------
+    RunResult
+        ``.array`` is the zarr array of labels, ``output/s0``: 0 background, 1..K by smallest
+        convergence cell, the same for any blocks, halo and cluster.
+
+    Raises
+    ------
+    TopoError
+        One of its kinds that names the argument: before any work starts, or, for NaN and
+        infinity in the flow, while running; then nothing is published.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.mkdtemp()
+    >>> flow = np.zeros((3, 1, 1, 8), np.float32)
+    >>> flow[2, 0, 0] = [1, 1, -1, -1, 1, 1, -1, -1]
+    >>> made = segment(
+    ...     flow, folder + "/a.zarr", convergence_radius=2.0, min_size=1, cluster="sync"
+    ... )
+    >>> made.array[0, 0]
+    array([1, 1, 1, 1, 2, 2, 2, 2], dtype=uint32)
+    """
+    settings = SegmentSettings(n_steps, step_size, convergence_radius, min_size, group)
+    number("halo", halo, lambda v: v >= 0, "a whole number >= 0", whole=True)
+    options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
+    field, mask = _open_inputs(flows, foreground, threshold)
+    grid = options.grid(tuple(int(n) for n in field.shape[1:]))
+    place = options.output(output, [field, mask])
+    marks = _fingerprints(field, mask, threshold, settings, grid, halo)
+    title = f"Instances of {'x'.join(map(str, grid.shape))} voxels"
+    if published_already(place, marks[2], options):
+        return RunResult(place.open(), place.path, title, 0.0, {})
+    began = time.monotonic()
+    with open_run(place, options) as run:
+        job = SegmentJob(
+            stored(field, run.work, argument="flows"),
+            None if mask is None else stored(mask, run.work, argument="foreground"),
+            threshold,
+            settings,
+            grid,
+            int(halo),
+            run.work,
+        )
+        details = _run_stages(run, job, marks, zarr_format)
+        geometry = geometry_of(field if mask is None else mask)
+        array = place.publish_labels(geometry=geometry, attributes={"fingerprint": marks[2]})
+    seconds = time.monotonic() - began
+    details |= {"speed": speed(grid_voxels(grid), seconds), "ran on": run.engine.name}
+    return RunResult(array, place.path, title, seconds, details)
+
+
+def grid_voxels(grid: BlockGrid) -> int:
+    """Voxels of the whole volume."""
+    return Region((0, 0, 0), grid.shape).size
+
+
+def _open_inputs(flows: Any, foreground: Any, threshold: float) -> tuple[Any, Any]:
+    field = open_input(flows, argument="flows", axes=4)
+    check_flow(field, argument="flows")
+    number("threshold", threshold, lambda v: True, "a finite number")
+    if foreground is None:
+        return field, None
+    mask = open_input(foreground, argument="foreground", axes=3)
+    check_axes(mask, argument="foreground", axes=3, names="z, y, x")
+    check_same_shape(mask.shape, field.shape[1:], argument="foreground", of="flows")
+    if mask.dtype.kind not in "biuf":
+        raise InvalidType("foreground", f"dtype {mask.dtype}", "bool, integers or real numbers")
+    return field, mask
+
+
+def _fingerprints(
+    field: Any,
+    mask: Any,
+    threshold: float,
+    settings: SegmentSettings,
+    grid: BlockGrid,
+    halo: int,
+) -> tuple[str, str, str]:
+    """Marks of tracking, of the cells and of the numbers: each adds what it depends on."""
+    inputs = [input_mark(field), None if mask is None else input_mark(mask), threshold]
+    track = fingerprint("track", inputs, grid.chunks, halo, settings.n_steps, settings.step_size)
+    cells = fingerprint(track, "cells", settings.convergence_radius)
+    return track, cells, fingerprint(cells, "number", settings.min_size, settings.group)
+
+
+def _run_stages(
+    run: Run, job: SegmentJob, marks: tuple[str, str, str], zarr_format: int
+) -> dict[str, Any]:
+    counts, came_home, rounds = _track(run, job, marks[0])
+    instances = _merge(run, job, came_home, marks)
+    dtype = np.uint32 if instances < 2**32 else np.uint64
+    chunks = output_chunks(job.grid.largest, job.grid.shape)
+    out = run.output.create(job.grid.shape, chunks, dtype, zarr_format=zarr_format)  # type: ignore[arg-type]
+    tasks = [Task(replace(job, out=out), n) for n in range(len(job.grid))]
+    voxels = [region.size for region in job.grid]
+    labelled = run.ledger.run(run.engine, "labels", marks[2], label_block, tasks, voxels=voxels)
+    return {
+        "instances": instances,
+        "foreground": f"{sum(counts)} voxels, {sum(labelled)} of them labelled",
+        "blocks": repr(job.grid),
+        "rounds": f"{rounds} with a halo of {job.halo}",
+    }
