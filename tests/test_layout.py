@@ -29,7 +29,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": BELOW_RUN | {"run"},
     "view": {"errors"},
     "testing": {"errors"},
-    "cli": BELOW_RUN | {"run", "testing", "view"},
+    "demo": BELOW_RUN | {"run", "testing", "view"},
+    "cli": BELOW_RUN | {"demo", "run", "testing", "view"},
     "__main__": {"cli"},
     ROOT: BELOW_RUN | {"run", "testing", "view"},
 }
@@ -60,18 +61,12 @@ MAX_PARAMETERS = 8
 # Public functions whose parameters are the user's settings by name; and why they may have more.
 KEEPS_TOPO_NAMES = "its leading parameters are those of the topo package, the options are by name"
 RUN_BY_NAME = "a run on disk takes every setting of its method by name"
-OPTION_EACH = "one parameter for each command line option"
 MANY_PARAMETERS: dict[str, str] = {
     "graph/flows.py:generate_diffusion_flows": KEEPS_TOPO_NAMES,
-    "graph/flows.py:compute_flow_targets": KEEPS_TOPO_NAMES,
     "run/flows.py:flows": RUN_BY_NAME,
     "run/segment.py:segment": RUN_BY_NAME,
     "kernels/cpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
     "kernels/reference.py:diffusion_flow": "the whole definition of the field of one block",
-    "cli.py:flows": OPTION_EACH,
-    "cli.py:segment": OPTION_EACH,
-    "cli.py:compare": OPTION_EACH,
-    "cli.py:demo": OPTION_EACH,
 }
 
 

@@ -52,7 +52,7 @@ class Region:
         return tuple(slice(a, b) for a, b in zip(self.start, self.stop, strict=True))
 
     def grow(self, by: int | Sequence[int], *, within: Sequence[int]) -> Region:
-        """The region grown by ``by`` voxels on every side, clipped to a volume of shape ``within``."""
+        """The region grown by ``by`` voxels a side, clipped to a volume of shape ``within``."""
         widths = (by,) * len(self.start) if isinstance(by, int) else tuple(by)
         return Region(
             tuple(max(0, a - w) for a, w in zip(self.start, widths, strict=True)),

@@ -83,8 +83,8 @@ def context_width(iterations: int, *, tolerance: float, farthest: int, floor: bo
 
     Examples
     --------
-    >>> context_width(200, tolerance=1e-4, farthest=1000), context_width(5, tolerance=1e-4, farthest=9)
-    (45, 5)
+    >>> [context_width(n, tolerance=1e-4, farthest=1000) for n in (5, 200)]
+    [5, 45]
     """
     if iterations <= 1:
         return iterations

@@ -1,7 +1,8 @@
-"""Threads inside one kernel call. numba's own parallel loops may not be started from two threads."""
+"""Threads inside one kernel call; numba's own parallel loops may not start from two threads."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,7 +45,7 @@ def ranges(count: int, parts: int) -> list[tuple[int, int]]:
     """
     parts = max(1, min(parts, count))
     cuts = [-(-count * i // parts) for i in range(parts + 1)]
-    return list(zip(cuts[:-1], cuts[1:], strict=True))
+    return list(itertools.pairwise(cuts))
 
 
 def available_cores() -> int:

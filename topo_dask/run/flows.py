@@ -156,18 +156,24 @@ def make_tile(task: Task) -> int:
 
 
 def fuse_block(task: Task) -> int:
-    """Stage fuse: a block of the output from the tiles that reach it, in their order."""
+    """Stage fuse: a block of the output from the tiles that reach it, in their order.
+
+    Blended vectors get the mean length of the tiles' vectors: 1, except where diffusion has died
+    out and the whole volume's field is shorter too.
+    """
     job, core = task.job, task.job.grid.region(task.number)
-    total = np.zeros((3, *core.shape))
+    total = np.zeros((4, *core.shape))  # the vectors, and their lengths
     weights = np.zeros(core.shape)
     for near in job.grid.touching(core.grow(max(job.overlap), within=job.grid.shape)):
         tile = job.tile(near)
         if tile.intersect(core).size:
-            values = load_array(job.work / "tiles" / f"{near}.npy", memory_map=True)
+            tile_flow = load_array(job.work / "tiles" / f"{near}.npy")
+            lengths = np.sqrt((tile_flow.astype(np.float64) ** 2).sum(axis=0))
+            values = np.concatenate([tile_flow, lengths[None]])
             tapers = job.tapers(tile)
             add_weighted(total, weights, core, tile=tile, tapers=tapers, values=values)
     assert job.out is not None
-    job.out[(slice(None), *core.slices)] = unit_vectors(total / weights)
+    job.out[(slice(None), *core.slices)] = unit_vectors(total[:3]) * (total[3] / weights)
     return core.size
 
 

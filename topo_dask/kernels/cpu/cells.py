@@ -174,7 +174,7 @@ def _join(
     found = 0
     for i in range(total):
         cz, cy, cx = index[i, 0], index[i, 1], index[i, 2]
-        for dz in range(0, REACH + 1):
+        for dz in range(REACH + 1):
             for dy in range(-REACH if dz else 0, REACH + 1):
                 z, y = cz + dz, cy + dy
                 if z >= counts[0] or y < 0 or y >= counts[1]:

@@ -72,7 +72,7 @@ def _link(local: Any, links: Any) -> None:
 
 @compiled
 def _wall(local: Any, annotated: Any, walls: Any) -> None:
-    """Set bit 0..5 where that neighbour, inside the array, is unannotated and of no same instance."""
+    """Set bit 0..5 where that neighbour, inside the array, is unannotated and of another object."""
     nz, ny, nx = annotated.shape
     for z in range(nz):
         for y in range(ny):
@@ -208,7 +208,7 @@ def _add_derivative(
     array and at a wall, 0 where both sides are closed. Instances whose scale is NaN are skipped.
     """
     z_first, y_first, x_first = core
-    nz, ny, nx = local.shape
+    ny, nx = local.shape[1:]
     stride = (ny * nx, nx, 1)[axis]
     last = local.shape[axis] - 2
     low_bit = np.uint8(1 << (2 * axis))

@@ -56,7 +56,9 @@ def direct_flow(
     Examples
     --------
     >>> flow = direct_flow(
-    ...     np.array([[[5, 5, 5]]]), ids=np.array([5], np.uint64), centres=np.array([[0.0, 0.0, 1.0]])
+    ...     np.array([[[5, 5, 5]]]),
+    ...     ids=np.array([5], np.uint64),
+    ...     centres=np.array([[0.0, 0.0, 1.0]]),
     ... )
     >>> flow[2, 0, 0]
     array([ 1.,  0., -1.], dtype=float32)

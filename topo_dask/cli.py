@@ -1,0 +1,174 @@
+"""The command line: parses, calls, prints. Options have the names of the Python parameters."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from topo_dask.config import METHODS, POTENTIALS
+from topo_dask.demo import run_demo
+from topo_dask.errors import TopoError
+from topo_dask.run.compare import compare as run_compare
+from topo_dask.run.flows import FLOW_TYPES
+from topo_dask.run.flows import flows as run_flows
+from topo_dask.run.segment import HALO
+from topo_dask.run.segment import segment as run_segment
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+CLUSTER_HELP = (
+    "Where tasks run: local (default: a dask cluster of this machine's processes, with a "
+    "dashboard), threads, processes, sync, or the tcp://... address of a dask scheduler."
+)
+
+
+class Lengths(click.ParamType[Any]):
+    """One whole number, or three separated by commas: z,y,x."""
+
+    name = "z,y,x"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse; what the numbers may be is checked where they are used."""
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a whole number or three of them, like 128,128,128")
+        return numbers[0] if len(numbers) == 1 else numbers
+
+
+class ContextWidth(click.ParamType[Any]):
+    """A number of voxels, or "auto"."""
+
+    name = "voxels|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse."""
+        if value == "auto" or isinstance(value, int):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither 'auto' nor a whole number")
+
+
+LENGTHS = Lengths()
+
+
+def run_options(command: Command) -> Command:
+    """Add the options that every run on disk has."""
+    for option in reversed(
+        (
+            click.option("--blocks", type=LENGTHS, help="Shape of a block. [default: 128,128,128]"),
+            click.option("--cluster", metavar="NAME", help=CLUSTER_HELP),
+            click.option("--work-dir", type=click.Path(), help="Where scratch data goes."),
+            click.option("--resume", is_flag=True, help="Go on with an unfinished run."),
+            click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+            click.option("--zarr-format", type=click.IntRange(2, 3), default=3, show_default=True),
+            click.option("--progress/--no-progress", default=True, help="Show progress."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+class _Commands(click.Group):
+    """Shows our errors as one line, without a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TopoError as error:
+            click.echo(f"Error: {error}", err=True)
+            cause = error.__cause__
+            if cause is not None and not isinstance(cause, TopoError):
+                click.echo(f"Cause: {type(cause).__name__}: {cause}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="topo_dask")
+def main() -> None:
+    """Flow fields and instance labels for 3-D volumes larger than memory: one answer."""
+
+
+@main.command()
+@click.argument("labels", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option("--method", type=click.Choice(METHODS), default="diffusion", show_default=True)
+@click.option("--potential", type=click.Choice(POTENTIALS), default="coordinate", show_default=True)
+@click.option("--n-iter", type=int, default=200, show_default=True, help="Most iterations.")
+@click.option(
+    "--adaptive-iters/--no-adaptive-iters", default=True, help="Fewer for small instances."
+)
+@click.option("--adaptive-factor", type=float, default=6, show_default=True)
+@click.option("--origin", type=LENGTHS, default=(0, 0, 0), help="Global index of the first voxel.")
+@click.option(
+    "--overlap", type=LENGTHS, default=0, show_default=True, help="Blended between tiles."
+)
+@click.option("--context", type=ContextWidth(), default="auto", show_default=True)
+@click.option("--tolerance", type=float, default=1e-4, show_default=True)
+@click.option("--dtype", type=click.Choice(FLOW_TYPES), default="float32", show_default=True)
+@run_options
+def flows(**options: Any) -> None:
+    """Make the flow field of LABELS (zarr [Z,Y,X]) at OUTPUT (zarr [3,Z,Y,X])."""
+    click.echo(repr(run_flows(options.pop("labels"), options.pop("output"), **options)))
+
+
+@main.command()
+@click.argument("flows", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option("--foreground", type=click.Path(), help="Labels, mask or probability (zarr [Z,Y,X]).")
+@click.option("--threshold", type=float, default=0.0, show_default=True, help="Of the foreground.")
+@click.option("--n-steps", type=int, default=100, show_default=True)
+@click.option("--step-size", type=float, default=1.0, show_default=True)
+@click.option("--convergence-radius", type=float, default=4.0, show_default=True)
+@click.option("--min-size", type=int, default=50, show_default=True, help="In voxels.")
+@click.option("--group", type=int, default=1, show_default=True, help="1: convex objects.")
+@click.option("--halo", type=int, default=HALO, show_default=True, help="Saves hand-over rounds.")
+@run_options
+def segment(**options: Any) -> None:
+    """Make instance labels of FLOWS (zarr [3,Z,Y,X]) at OUTPUT (OME-Zarr labels)."""
+    click.echo(repr(run_segment(options.pop("flows"), options.pop("output"), **options)))
+
+
+@main.command()
+@click.argument("truth", type=click.Path())
+@click.argument("labels", type=click.Path())
+@click.option("--blocks", type=LENGTHS, help="Shape of a block.")
+@click.option("--cluster", metavar="NAME", help=CLUSTER_HELP)
+@click.option(
+    "--ignore-background/--count-background",
+    default=True,
+    help="Whether voxels without truth count in the information scores.",
+)
+@click.option("--largest", type=int, default=10, show_default=True, help="Splits, merges to list.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--progress/--no-progress", default=True, help="Show progress.")
+def compare(truth: str, labels: str, as_json: bool, **options: Any) -> None:
+    """Compare LABELS with TRUTH (zarr arrays [Z,Y,X]), exactly."""
+    result = run_compare(truth, labels, **options)
+    click.echo(result.to_json() if as_json else repr(result))
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path), default=Path("topo-dask-demo"))
+@click.option("--shape", type=LENGTHS, default=(128, 192, 192), help="Of the volume.")
+@click.option("--blocks", type=LENGTHS, default=64, show_default=True)
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--cluster", metavar="NAME", help=CLUSTER_HELP)
+@click.option("--overwrite", is_flag=True, help="Replace the folder of an earlier demo.")
+@click.option("--progress/--no-progress", default=True, help="Show progress.")
+def demo(folder: Path, shape: Any, **options: Any) -> None:
+    """Make a volume in FOLDER, run the whole chain on it, leave labels and pictures."""
+    lengths = (shape,) * 3 if isinstance(shape, int) else shape
+    run_demo(folder, shape=lengths, say=click.echo, **options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
