@@ -1,0 +1,420 @@
+"""One answer: whatever the blocks, the halo, the engine, the chunks on disk.
+
+Labels of a run in blocks are those of a run in one block and those of the oracle, ids included.
+Flows are within 1e-4 of the whole volume's, and equal to the bit where the context covers the
+iterations. `make nightly` repeats every property here thousands of times.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import dask
+import dask.array as da
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+import topo_dask
+from topo_dask.graph.fuse import unit_vectors
+from topo_dask.kernels import reference
+from topo_dask.run.execute import Engine, open_engine
+from topo_dask.storage import create_array
+from topo_dask.testing import (
+    block_shapes,
+    flow_fields,
+    label_volumes,
+    segment_parameters,
+)
+
+pytestmark = pytest.mark.nightly
+
+TOLERANCE = 1e-4
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""Where the stores of the cases are: thousands of tiny files."""
+
+# A run costs some 20 ms a block, more through a scheduler.
+MOST_BLOCKS = {"sync": 18, "threads": 18, "processes": 8, "dask": 8}
+ENGINES = st.sampled_from([*["sync"] * 5, *["threads"] * 3, "processes", "dask"])
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+@pytest.fixture(scope="module")
+def engines() -> Iterator[dict[str, Engine]]:
+    """One of each kind for all cases: starting processes takes seconds."""
+    with ExitStack() as stack:
+        cluster = stack.enter_context(
+            LocalCluster(
+                n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+            )
+        )
+        client = stack.enter_context(Client(cluster, set_as_default=False))
+        yield {
+            "dask": stack.enter_context(open_engine(client)),
+            **{
+                name: stack.enter_context(open_engine(name))
+                for name in ("sync", "threads", "processes")
+            },
+        }
+
+
+def fewer_blocks(blocks: tuple[int, ...], shape: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """The same block shape, with longer sides where it would cut the volume too small."""
+    sides = list(blocks)
+    while math.prod(counts := [-(-n // b) for n, b in zip(shape, sides, strict=True)]) > most:
+        axis = int(np.argmax(counts))
+        sides[axis] = -(-shape[axis] // (counts[axis] - 1))
+    return tuple(sides)
+
+
+@st.composite
+def cuts(draw: st.DrawFn, shape: tuple[int, ...], most: int) -> tuple[tuple[int, ...], ...]:
+    """Dask chunks: regular ones, or each of its own length."""
+    blocks = fewer_blocks(draw(block_shapes(shape)), shape, most)
+    if draw(st.booleans()):
+        return da.core.normalize_chunks(blocks, shape)
+    at = [
+        sorted(draw(st.sets(st.integers(1, n - 1), max_size=-(-n // b) - 1)) if n > 1 else [])
+        for n, b in zip(shape, blocks, strict=True)
+    ]
+    ends = [[0, *a, n] for a, n in zip(at, shape, strict=True)]
+    return tuple(tuple(b - a for a, b in itertools.pairwise(e)) for e in ends)
+
+
+def stored(path: Path, values: np.ndarray, chunks: tuple[int, ...], layout: str) -> Path:
+    """A store of the values: zarr v2, v3, or v3 with shards of two chunks a side."""
+    chunks = tuple(min(c, n) for c, n in zip(chunks, values.shape, strict=True))
+    array = create_array(
+        path,
+        values.shape,
+        chunks,
+        values.dtype,
+        shards=tuple(2 * c for c in chunks) if layout == "shards" else None,
+        zarr_format=2 if layout == "v2" else 3,
+    )
+    array[...] = values
+    return path
+
+
+LAYOUTS = st.sampled_from(["v3", "v2", "shards"])
+
+# ------------------------------------------------------------------------------------- labels
+
+
+@st.composite
+def whirls(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
+    """Particles that go round and round, and never stop."""
+    rng = np.random.default_rng(draw(seeds))
+    middle = (np.asarray(shape) - 1) / 2 + rng.uniform(-1, 1, size=3)
+    axis = rng.normal(size=3)
+    away = np.indices(shape) - middle[:, None, None, None]
+    field = np.cross(axis, away, axisb=0, axisc=0) - draw(st.sampled_from([0, 0.3])) * away
+    return unit_vectors(field)
+
+
+@st.composite
+def flows_to_follow(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
+    """Any field, noise on it, parts of it 0, in half precision too."""
+    field = draw(st.one_of(flow_fields(shape), whirls(shape)))
+    rng = np.random.default_rng(draw(seeds))
+    if draw(st.booleans()):
+        field = field + rng.normal(scale=0.3, size=field.shape)
+    if draw(st.booleans()):
+        field = field * (rng.random(shape) < 0.7)
+    return field.astype(draw(st.sampled_from(["float32", "float16", "float64"])))
+
+
+@st.composite
+def volumes_with_flow(draw: st.DrawFn) -> tuple[np.ndarray | None, np.ndarray]:
+    """A foreground (labels, a mask, a probability, none) and a flow."""
+    labels = draw(label_volumes(max_side=11))
+    if draw(st.integers(0, 3)) == 0:  # else much of a volume may be empty
+        labels = np.ones_like(labels)
+    kind = draw(st.sampled_from(["labels", "mask", "probability", "none"]))
+    flow = draw(flows_to_follow(labels.shape))
+    foreground = {
+        "labels": labels,
+        "mask": labels > 0,
+        "probability": (labels > 0).astype(np.float32) * np.float32(0.75),
+        "none": None,
+    }[kind]
+    return foreground, flow
+
+
+def oracle(foreground: np.ndarray | None, flow: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+    mask = (flow != 0).any(axis=0) if foreground is None else foreground > 0
+    return reference.segment_group1(mask, flow.astype(np.float32), **settings)
+
+
+@given(data=st.data())
+def test_labels_of_stores_are_one_answer(engines: dict[str, Engine], data: st.DataObject) -> None:
+    foreground, flow = data.draw(volumes_with_flow())
+    settings = data.draw(segment_parameters())
+    name = data.draw(ENGINES)
+    shape = flow.shape[1:]
+    blocks = fewer_blocks(data.draw(block_shapes(shape)), shape, MOST_BLOCKS[name])
+    halo = data.draw(st.sampled_from([0, 0, 1, 2, 5, 30]))
+    chunks, layout = data.draw(block_shapes(shape)), data.draw(LAYOUTS)
+    chunks = fewer_blocks(chunks, shape, 27)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
+        field = stored(Path(path, "flow.zarr"), flow, (3, *chunks), layout)
+        mask = None
+        if foreground is not None:
+            mask = stored(Path(path, "mask.zarr"), foreground, chunks, layout)
+        made = topo_dask.segment(
+            field,
+            Path(path, "labels.zarr"),
+            foreground=mask,
+            blocks=blocks,
+            halo=halo,
+            cluster=engines[name],
+            zarr_format=data.draw(st.sampled_from([3, 2])),
+            **settings,
+        )
+        labels = made.array[...]
+        once = topo_dask.segment(
+            field,
+            Path(path, "once.zarr"),
+            foreground=mask,
+            blocks=shape,
+            cluster=engines["sync"],
+            **settings,
+        ).array[...]
+    assert_array_equal(labels, once)
+    assert_array_equal(labels, oracle(foreground, flow, settings))
+
+
+@given(data=st.data())
+def test_labels_of_tiny_blocks_are_one_answer(data: st.DataObject) -> None:
+    """Volumes of a few voxels in blocks of one: every particle and every cell crosses borders."""
+    shape = data.draw(st.sampled_from([(1, 1, 12), (1, 3, 4), (4, 1, 3), (2, 2, 3), (1, 7, 1)]))
+    flow = data.draw(flows_to_follow(shape))
+    settings = {**data.draw(segment_parameters()), "min_size": data.draw(st.integers(0, 4))}
+    blocks = tuple(data.draw(st.sampled_from([1, 1, 1, 2])) for _ in shape)
+    halo = data.draw(st.sampled_from([0, 0, 1]))
+    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
+        made = topo_dask.segment(
+            flow,
+            Path(path, "labels.zarr"),
+            blocks=blocks,
+            halo=halo,
+            cluster="sync",
+            **settings,
+        )
+        assert_array_equal(made.array[...], oracle(None, flow, settings))
+
+
+@given(data=st.data())
+def test_lazy_labels_are_one_answer(data: st.DataObject) -> None:
+    """A dask array in gives the labels of the NumPy array, for flows of length at most 1."""
+    foreground, flow = data.draw(volumes_with_flow())
+    settings = data.draw(segment_parameters())
+    # In half precision a unit vector may be longer than 1; that is for stores, see above.
+    flow = flow.astype(np.float32)
+    flow /= np.maximum(np.sqrt((flow.astype(np.float64) ** 2).sum(axis=0)), 1)
+    mask = (flow != 0).any(axis=0) if foreground is None else foreground
+    shape = mask.shape
+    lazy = topo_dask.postprocess_single(
+        da.from_array(mask, chunks=data.draw(cuts(shape, 8))),
+        da.from_array(flow, chunks=((3,), *data.draw(cuts(shape, 8)))),
+        **settings,
+    )
+    scheduler = data.draw(st.sampled_from(["sync", "threads"]))
+    labels = topo_dask.postprocess_single(mask, flow, **settings)
+    with dask.config.set(scheduler=scheduler):
+        assert_array_equal(lazy.compute(), labels)
+    assert_array_equal(labels, oracle(mask, flow, settings))
+
+
+# -------------------------------------------------------------------------------------- flows
+
+
+@st.composite
+def long_volumes(draw: st.DrawFn) -> np.ndarray:
+    """Thin and long, so that there is room beyond the context; instances as long as the volume."""
+    shape = [draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(20, 90))]
+    shape = draw(st.permutations(shape))
+    labels = np.zeros(shape, dtype=np.uint32)
+    rng = np.random.default_rng(draw(seeds))
+    for label in range(1, draw(st.integers(1, 4)) + 1):
+        ends = np.sort(rng.integers(0, np.asarray(shape) + 1, size=(2, 3)), axis=0)
+        labels[tuple(slice(a, b) for a, b in ends.T)] = label
+    # Holes and roughness; 0 shrinks towards none.
+    labels[rng.random(shape) < draw(st.sampled_from([0, 0.02, 0.2]))] = 0
+    return labels
+
+
+@st.composite
+def flow_settings(draw: st.DrawFn) -> dict[str, Any]:
+    return {
+        "n_iter": draw(st.sampled_from([0, 1, 2, 5, 10, 20, 40, 80, 200])),
+        "potential": draw(st.sampled_from(["coordinate", "heat"])),
+        "adaptive_iters": draw(st.booleans()),
+        "adaptive_factor": draw(st.sampled_from([6, 1, 0.5, 2.7])),
+        "origin": draw(st.sampled_from([(0, 0, 0), (5, 0, 17), (1000, 30_000, 7)])),
+    }
+
+
+VOLUMES = st.one_of(label_volumes(max_side=12), long_volumes())
+
+
+def flows_of_store(
+    labels: np.ndarray, blocks: tuple[int, ...], engine: Any, **settings: Any
+) -> np.ndarray:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
+        source = stored(Path(path, "labels.zarr"), labels, (7, 7, 7), "v3")
+        made = topo_dask.flows(
+            source, Path(path, "flow.zarr"), blocks=blocks, cluster=engine, **settings
+        )
+        return made.array[...]
+
+
+@given(data=st.data())
+def test_flows_with_automatic_context_are_within_the_tolerance(
+    engines: dict[str, Engine], data: st.DataObject
+) -> None:
+    labels = data.draw(VOLUMES)
+    settings = data.draw(flow_settings())
+    whole = topo_dask.generate_diffusion_flows(labels, **settings)
+    name = data.draw(ENGINES)
+    blocks = fewer_blocks(data.draw(block_shapes(labels.shape)), labels.shape, MOST_BLOCKS[name])
+    flow = flows_of_store(labels, blocks, engines[name], **settings)
+    assert_allclose(flow, whole, rtol=0, atol=TOLERANCE)
+    lazy = topo_dask.generate_diffusion_flows(
+        da.from_array(labels, chunks=data.draw(cuts(labels.shape, 6))), **settings
+    )
+    assert_allclose(lazy.compute(scheduler="sync"), whole, rtol=0, atol=TOLERANCE)
+
+
+@given(data=st.data())
+def test_flows_with_all_the_context_are_equal_to_the_bit(
+    engines: dict[str, Engine], data: st.DataObject
+) -> None:
+    labels = data.draw(VOLUMES)
+    settings = data.draw(flow_settings())
+    whole = topo_dask.generate_diffusion_flows(labels, **settings)
+    settings["context"] = settings["n_iter"] + data.draw(st.sampled_from([0, 0, 3]))
+    name = data.draw(ENGINES)
+    blocks = fewer_blocks(data.draw(block_shapes(labels.shape)), labels.shape, MOST_BLOCKS[name])
+    flow = flows_of_store(labels, blocks, engines[name], **settings)
+    assert_array_equal(flow, whole)
+    lazy = topo_dask.generate_diffusion_flows(
+        da.from_array(labels, chunks=data.draw(cuts(labels.shape, 6))), **settings
+    )
+    assert_array_equal(lazy.compute(scheduler="sync"), whole)
+
+
+@given(data=st.data())
+def test_direct_flows_are_equal_to_the_bit(engines: dict[str, Engine], data: st.DataObject) -> None:
+    labels = data.draw(label_volumes(max_side=12))
+    whole = topo_dask.generate_direct_flows(labels)
+    name = data.draw(ENGINES)
+    blocks = fewer_blocks(data.draw(block_shapes(labels.shape)), labels.shape, MOST_BLOCKS[name])
+    assert_array_equal(flows_of_store(labels, blocks, engines[name], method="direct"), whole)
+    chunks = data.draw(cuts(labels.shape, 6))
+    lazy = topo_dask.generate_direct_flows(da.from_array(labels, chunks=chunks))
+    assert_array_equal(lazy.compute(scheduler="sync"), whole)
+
+
+@given(data=st.data())
+def test_blended_flows_are_those_of_the_whole_volume(data: st.DataObject) -> None:
+    """Tiles that overlap agree where they do, so blending changes nothing but the length."""
+    labels = data.draw(VOLUMES)
+    settings = data.draw(flow_settings())
+    exact = data.draw(st.booleans())
+    if exact:
+        settings["context"] = settings["n_iter"]
+    whole = topo_dask.generate_diffusion_flows(
+        labels, **{k: v for k, v in settings.items() if k != "context"}
+    )
+    shape = labels.shape
+    blocks = fewer_blocks(data.draw(block_shapes(shape)), shape, 8)
+    shortest = [min(b, n % b or b) if b < n else n for b, n in zip(blocks, shape, strict=True)]
+    overlap = tuple(data.draw(st.integers(0, n)) for n in shortest)
+    assume(any(overlap))
+    flow = flows_of_store(labels, blocks, "sync", overlap=overlap, **settings)
+    # Vectors shorter than 1 are those of (nearly) flat potentials, which have no direction: what
+    # is fused has length 1 or is 0.
+    unit = np.linalg.norm(whole.astype(np.float64), axis=0) > 0.999
+    assert_allclose(flow[:, unit], unit_vectors(whole)[:, unit], rtol=0, atol=TOLERANCE)
+    nothing = (whole == 0).all(axis=0)
+    assert not flow[:, nothing].any() or not exact
+
+
+# ----------------------------------------------------------------------------------- blending
+
+
+@st.composite
+def tilings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[slice, ...]]]:
+    """A volume of 1 to 3 axes and tiles: a regular layout, or any boxes."""
+    shape = tuple(draw(st.lists(st.integers(1, 14), min_size=1, max_size=3)))
+    if draw(st.booleans()):
+        crop = tuple(draw(st.integers(1, n + 2)) for n in shape)
+        crop = fewer_blocks(crop, shape, 27)
+        overlap = tuple(draw(st.integers(0, c - 1)) for c in crop)
+        tiles = topo_dask.compute_subcrop_slices(shape, crop, overlap)
+        assume(len(tiles) <= 100)
+        return shape, tiles
+    tiles = []
+    for _ in range(draw(st.integers(1, 6))):
+        starts = [draw(st.integers(0, n - 1)) for n in shape]
+        tiles.append(
+            tuple(slice(a, draw(st.integers(a + 1, n))) for a, n in zip(starts, shape, strict=True))
+        )
+    return shape, tiles
+
+
+@given(tilings(), seeds)
+def test_a_constant_comes_back_constant(
+    tiling: tuple[tuple[int, ...], list[tuple[slice, ...]]], seed: int
+) -> None:
+    shape, tiles = tiling
+    value = np.random.default_rng(seed).normal(scale=1000, size=2)
+    arrays = [
+        np.broadcast_to(value.reshape(2, *[1] * len(shape)), (2, *(s.stop - s.start for s in tile)))
+        for tile in tiles
+    ]
+    covered = np.zeros(shape, dtype=bool)
+    for tile in tiles:
+        covered[tile] = True
+    whole = topo_dask.stitch_volumes(shape, tiles, arrays)
+    expected = np.broadcast_to(value[:, None], (2, covered.sum()))
+    assert_allclose(whole[:, covered], expected, rtol=2e-7, atol=0)
+    assert not whole[:, ~covered].any()
+
+
+# -------------------------------------------------------------------------------- names of ids
+
+
+@given(data=st.data())
+def test_the_names_of_instances_change_no_flow(data: st.DataObject) -> None:
+    labels = data.draw(label_volumes(max_side=12))
+    settings = data.draw(flow_settings())
+    rng = np.random.default_rng(data.draw(seeds))
+    old, where = np.unique(labels, return_inverse=True)
+    new = np.zeros(len(old), dtype=np.uint64)
+    names = rng.choice(
+        np.array([1, 2, 3, 2**31, 2**32 + 1, 2**63, 2**63 + 1, 2**64 - 1], "u8"), 8, False
+    )
+    new[old > 0] = names[: (old > 0).sum()]
+    renamed = new[where].reshape(labels.shape)
+    for make, options in (
+        (topo_dask.generate_diffusion_flows, settings),
+        (topo_dask.generate_direct_flows, {}),
+    ):
+        assert_array_equal(make(renamed, **options), make(labels, **options))
+    blocks = fewer_blocks(data.draw(block_shapes(labels.shape)), labels.shape, 6)
+    assert_array_equal(
+        flows_of_store(renamed, blocks, "sync", **settings),
+        flows_of_store(labels, blocks, "sync", **settings),
+    )
