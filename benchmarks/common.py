@@ -155,11 +155,20 @@ class Times:
         return statistics.median(self.seconds)
 
 
-def interleaved(sides: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, Times]:
-    """Time several things in turns, so that what else the machine does hits all of them."""
+def interleaved(
+    sides: dict[str, Callable[[], Any]],
+    repetitions: int,
+    *,
+    before: Callable[[], Any] = lambda: None,
+) -> dict[str, Times]:
+    """Time several things in turns, so that what else the machine does hits all of them.
+
+    ``before`` is called, untimed, before each.
+    """
     times = {name: Times() for name in sides}
     for _ in range(repetitions):
         for name, function in sides.items():
+            before()
             times[name].add(function)
     return times
 
