@@ -1,5 +1,10 @@
 """Flow fields and instance labels for 3-D volumes larger than memory: one answer on any machine."""
 
+from topo_dask.classes import (
+    EVALUATED_INSTANCE_CLASSES,
+    get_instance_class_config,
+    get_postprocess_config,
+)
 from topo_dask.graph.flows import generate_diffusion_flows, generate_direct_flows
 from topo_dask.graph.fuse import (
     boundary_flags,
@@ -17,6 +22,7 @@ from topo_dask.run.flows import flows
 from topo_dask.run.segment import segment
 
 __all__ = [
+    "EVALUATED_INSTANCE_CLASSES",
     "boundary_flags",
     "build_spatial_mask",
     "cluster_convergence",
@@ -26,6 +32,8 @@ __all__ = [
     "flows",
     "generate_diffusion_flows",
     "generate_direct_flows",
+    "get_instance_class_config",
+    "get_postprocess_config",
     "instance_table",
     "postprocess_single",
     "segment",
