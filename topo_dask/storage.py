@@ -588,6 +588,11 @@ class Output:
             return zarr.open_array(store=node.store, path=array.path, mode="r")
         return node
 
+    def made_by(self) -> dict[str, Any]:
+        """What `publish` was told of how the published result was made; empty if not by us."""
+        attributes = _open_node(self.path, self.argument).attrs.asdict().get(MARK, {})
+        return dict(attributes) if isinstance(attributes, Mapping) else {}
+
     def discard(self) -> None:
         """Drop all unfinished work. What was published stays."""
         self._recover()

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zarr
+
 from topo_dask.errors import InvalidArgument
 from topo_dask.grid import BlockGrid, as_lengths
 from topo_dask.run.execute import Cluster, Engine, open_engine
 from topo_dask.run.files import BLOCK
 from topo_dask.run.ledger import Ledger, locked
 from topo_dask.run.progress import progress_stream, readable_count, readable_time
-from topo_dask.storage import AnyArray, Geometry, Output
+from topo_dask.storage import AnyArray, Geometry, Output, voxel_geometry
 
 
 @dataclass(frozen=True)
@@ -150,31 +152,9 @@ def speed(voxels: int, seconds: float) -> str:
 
 def published_already(output: Output, mark: str, options: RunOptions) -> bool:
     """Whether, when resuming, the finished result of the very same run is there."""
-    if not (options.resume and output.exists):
-        return False
-    attributes: Any = output.open().attrs.asdict().get("topo_dask", {})
-    return bool(_find(attributes, "fingerprint") == mark) or _group_mark(output) == mark
-
-
-def _find(attributes: Any, name: str) -> Any:
-    if isinstance(attributes, dict):
-        if name in attributes:
-            return attributes[name]
-        return next((v for v in (_find(a, name) for a in attributes.values()) if v), None)
-    return None
-
-
-def _group_mark(output: Output) -> Any:
-    import zarr
-
-    node = zarr.open(store=str(output.path), mode="r")
-    return _find(dict(node.attrs), "fingerprint")
+    return options.resume and output.exists and output.made_by().get("fingerprint") == mark
 
 
 def geometry_of(source: Any) -> Geometry:
     """Scale and translation of an input, if it is stored and says so."""
-    import zarr
-
-    from topo_dask.storage import voxel_geometry
-
     return voxel_geometry(source) if isinstance(source, zarr.Array) else Geometry()
