@@ -1,0 +1,122 @@
+"""The command line, as a person runs it: real processes, real files."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+import topo_dask
+from topo_dask.storage import create_array
+from topo_dask.testing import synthetic_tissue
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run(*arguments: str, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a folder and expect an exit code."""
+    done = subprocess.run(
+        [sys.executable, "-m", "topo_dask", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small tissue where the README has one."""
+    place = tmp_path_factory.mktemp("cli")
+    labels = synthetic_tissue((40, 44, 48), n_instances=30, seed=5)
+    array = create_array(place / "tissue.zarr" / "labels" / "s0", labels.shape, (20,) * 3, "uint32")
+    array[...] = labels
+    return place
+
+
+def fences(language: str) -> list[str]:
+    """The code blocks of the README in one language."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
+
+
+def test_the_commands_of_the_readme_run_and_agree_with_python(folder: Path) -> None:
+    lines = [line for block in fences("sh") for line in block.splitlines()]
+    commands = [line.split()[1:] for line in lines if line.startswith("topo-dask ")]
+    assert [command[0] for command in commands] == ["flows", "segment", "compare"]
+    for command in commands:
+        done = run(*command, "--blocks", "24,30,48", "--cluster", "threads", cwd=folder)
+    assert "variation of information" in done.stdout
+    truth = zarr.open_array(folder / "tissue.zarr/labels/s0", mode="r")[...]
+    whole = topo_dask.generate_diffusion_flows(truth)
+    stored = zarr.open_array(folder / "flows.zarr", mode="r")[...]
+    assert np.abs(whole - stored).max() <= 1e-4
+    labels = zarr.open_array(folder / "labels.zarr/s0", mode="r")[...]
+    np.testing.assert_array_equal(labels, topo_dask.postprocess_single(truth > 0, stored))
+
+
+def test_the_python_of_the_readme_runs(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "tissue.zarr").symlink_to(folder / "tissue.zarr")
+    blocks = fences("python")
+    assert len(blocks) == 2
+    for number, block in enumerate(blocks):
+        script = tmp_path / f"example{number}.py"
+        script.write_text(block, encoding="utf-8")
+        done = subprocess.run(
+            [sys.executable, script],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Comparison of labels with the truth" in done.stdout
+
+
+def test_compare_prints_json(folder: Path) -> None:
+    array = "tissue.zarr/labels/s0"
+    done = run("compare", array, array, "--json", "--cluster", "sync", "--no-progress", cwd=folder)
+    found = json.loads(done.stdout)
+    assert found["identical"] is True
+    assert found["vi"] == 0
+
+
+def test_the_default_cluster_prints_its_dashboard_and_progress(folder: Path) -> None:
+    array = "tissue.zarr/labels/s0"
+    done = run("flows", array, "local.zarr", "--blocks", "32", "--n-iter", "10", cwd=folder)
+    assert re.search(r"dashboard: http://127\.0\.0\.1:\d+/status", done.stderr)
+    assert re.search(r"flows +8/8 blocks +\S+ voxels/s", done.stderr)
+
+
+def test_demo_leaves_labels_and_a_page(tmp_path: Path) -> None:
+    demo = ["demo", "out", "--shape", "40,48,48", "--blocks", "24", "--cluster", "threads"]
+    done = run(*demo, "--no-progress", cwd=tmp_path)
+    assert str(tmp_path / "out" / "index.html") in done.stdout
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 13  # four pictures of three slices, and the legend
+    labels = zarr.open_group(tmp_path / "out" / "labels.zarr", mode="r")
+    scale = labels.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"][0]
+    assert scale == {"type": "scale", "scale": [16.0, 8.0, 8.0]}
+    assert (tmp_path / "out" / "slices.png").read_bytes().startswith(b"\x89PNG")
+    refused = run(*demo, cwd=tmp_path, code=1)
+    assert "not empty" in refused.stderr
+    run(*demo, "--overwrite", "--no-progress", cwd=tmp_path)
+
+
+def test_errors_are_one_line_without_a_traceback(tmp_path: Path) -> None:
+    done = run("flows", "missing.zarr", "out.zarr", cwd=tmp_path, code=1)
+    assert done.stderr.startswith("Error: labels: got ")
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    done = run("flows", "missing.zarr", "out.zarr", "--blocks", "a,b", cwd=tmp_path, code=2)
+    assert "whole number" in done.stderr
