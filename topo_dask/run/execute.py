@@ -8,12 +8,14 @@ task returns is small, the voxels stay on disk.
 from __future__ import annotations
 
 import concurrent.futures as cf
+import heapq
 import multiprocessing
 import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, TextIO
+from dataclasses import dataclass
+from typing import Any, NoReturn, TextIO
 
 from distributed import Client, LocalCluster, as_completed, get_client
 
@@ -28,6 +30,62 @@ CLUSTERS = ("sync", "threads", "processes", "local", "tcp://HOST:PORT")
 
 WINDOW = 3
 """Tasks in flight per slot: one that runs, one that waits, one on its way."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """Which items of a stage wait for which, and how far the stage may run ahead.
+
+    Parameters
+    ----------
+    after
+        For each item the positions of earlier items that it needs.
+    ahead
+        No item is begun that lies so far or farther behind the first unfinished one; ``None``
+        for no limit.
+    """
+
+    after: Sequence[Sequence[int]]
+    ahead: int | None = None
+
+    def only(self, positions: Sequence[int]) -> Order:
+        """The order of some of the items, where all others are done."""
+        place = {position: number for number, position in enumerate(positions)}
+        some = [[place[n] for n in self.after[p] if n in place] for p in positions]
+        return Order(some, self.ahead)
+
+
+class _Ready(Iterator[tuple[int, Any]]):
+    """Gives items that may run now; stops where there is none, and goes on when there is."""
+
+    def __init__(self, items: Sequence[Any], order: Order | None) -> None:
+        self.items, self.stopped = items, False
+        self.ahead = len(items) if order is None or order.ahead is None else max(1, order.ahead)
+        after = [()] * len(items) if order is None else order.after
+        self.waits = [len(needed) for needed in after]
+        self.wanted: dict[int, list[int]] = {}
+        for number, needed in enumerate(after):
+            for other in needed:
+                self.wanted.setdefault(other, []).append(number)
+        self.ready = [n for n, count in enumerate(self.waits) if count == 0]
+        self.finished = bytearray(len(items))
+        self.first = 0
+
+    def __next__(self) -> tuple[int, Any]:
+        if self.stopped or not self.ready or self.ready[0] >= self.first + self.ahead:
+            raise StopIteration
+        number = heapq.heappop(self.ready)
+        return number, self.items[number]
+
+    def finish(self, number: int) -> None:
+        """An item is done: what waited for it may run."""
+        self.finished[number] = 1
+        while self.first < len(self.items) and self.finished[self.first]:
+            self.first += 1
+        for other in self.wanted.pop(number, ()):
+            self.waits[other] -= 1
+            if self.waits[other] == 0:
+                heapq.heappush(self.ready, other)
 
 
 class Engine(ABC):
@@ -64,6 +122,7 @@ class Engine(ABC):
         items: Sequence[Any],
         *,
         voxels: Sequence[int] | None = None,
+        order: Order | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """Run a stage, giving (position in ``items``, result) as tasks finish, in any order.
 
@@ -77,36 +136,46 @@ class Engine(ABC):
             Small, picklable; ``str(item)`` is what an error calls it.
         voxels
             Voxels of each item, for the progress line.
+        order
+            Which items wait for which.
 
         Raises
         ------
         TopoError
-            What a task raised on purpose, as it is.
+            What a task raised on purpose, as it is. Tasks that are under way end first, so that
+            what they did is not lost; no others are begun.
         TaskFailed
             Anything else; stage and item are named and the original is its cause.
         """
         bar = Progress(stage, len(items), sum(voxels or ()), self.stream)
-        results = self._completed(function, iter(enumerate(items)))
+        ready = _Ready(items, order)
+        results = self._completed(function, ready)
+        failed: tuple[BaseException, int] | None = None
         try:
             for number, result, error in results:
                 if error is not None:
-                    raise _explained(error, stage, items[number]) from error
+                    failed = failed or (error, number)
+                    ready.stopped = True
+                    continue
+                ready.finish(number)
                 bar.step(voxels[number] if voxels is not None else 0)
                 yield number, result
+            if failed is not None:
+                _raise(failed[0], stage, items[failed[1]])
         finally:
             results.close()  # type: ignore[attr-defined]
             bar.close()
 
 
-def _explained(error: BaseException, stage: str, item: Any) -> BaseException:
+def _raise(error: BaseException, stage: str, item: Any) -> NoReturn:
     if isinstance(error, (TopoError, KeyboardInterrupt)):
-        return error
-    return TaskFailed(
+        raise error  # with the cause that it has
+    raise TaskFailed(
         f"stage {stage}, {item}",
         f"{type(error).__name__}: {error}",
         "a task that ends",
         "Nothing was published. Finished blocks are kept: pass resume=True to go on from here.",
-    )
+    ) from error
 
 
 class SyncEngine(Engine):
@@ -174,15 +243,16 @@ class DaskEngine(Engine):
         numbers: dict[Any, int] = {}
         running = as_completed(loop=self.client.loop, with_results=False, raise_errors=False)
 
-        def submit_next() -> None:
-            number, item = next(items, (-1, None))
-            if number >= 0:
+        def fill_window() -> None:
+            while len(numbers) < WINDOW * self.slots:
+                number, item = next(items, (-1, None))
+                if number < 0:
+                    return
                 future = self.client.submit(function, item, pure=False)
                 numbers[future.key] = number
                 running.add(future)
 
-        for _ in range(WINDOW * self.slots):
-            submit_next()
+        fill_window()
         waiting: list[Any] = []
         try:
             for future in running:
@@ -191,8 +261,8 @@ class DaskEngine(Engine):
                 error = future.exception() if future.status == "error" else None
                 if future.status == "cancelled":
                     error = RuntimeError("the task was cancelled, or its scheduler was lost")
-                submit_next()
                 yield number, None if error else future.result(), error
+                fill_window()
         finally:
             running.clear()
             self.client.cancel(waiting)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from topo_dask.errors import RunInProgress
-from topo_dask.run.execute import Engine
+from topo_dask.run.execute import Engine, Order
 
 
 def fingerprint(*parts: Any) -> str:
@@ -61,6 +61,8 @@ class Ledger:
         items: Sequence[Any],
         *,
         voxels: Sequence[int] | None = None,
+        order: Order | None = None,
+        recorded: Callable[[int, Any], None] | None = None,
     ) -> list[Any]:
         """Run what is not done yet of a stage; give the results of all items, in order.
 
@@ -72,8 +74,10 @@ class Ledger:
             Its name; the file's too.
         mark
             Fingerprint of all that the stage's results depend on.
-        function, items, voxels
+        function, items, voxels, order
             As for `Engine.run`; results are JSON values.
+        recorded
+            Called with the position and the result of each item when both stand in the file.
         """
         path = self.folder / f"{stage}.jsonl"
         done = self._done(path, mark)
@@ -82,12 +86,16 @@ class Ledger:
             return [done[n] for n in range(len(items))]
         some = None if voxels is None else [voxels[n] for n in missing]
         with path.open("a") as lines:
-            results = engine.run(stage, function, [items[n] for n in missing], voxels=some)
+            left = None if order is None else order.only(missing)
+            todo = [items[n] for n in missing]
+            results = engine.run(stage, function, todo, voxels=some, order=left)
             with contextlib.closing(results):  # type: ignore[type-var]
                 for position, result in results:
                     done[missing[position]] = result
                     lines.write(json.dumps([missing[position], result]) + "\n")
                     lines.flush()
+                    if recorded is not None:
+                        recorded(missing[position], result)
         return [done[n] for n in range(len(items))]
 
     def _done(self, path: Path, mark: str) -> dict[int, Any]:
