@@ -27,16 +27,21 @@ def _box(found: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
     )
 
 
-def _mean_of_neighbours(field: Floats) -> Floats:
-    """Mean over the six neighbours; beyond the box stands the outermost voxel itself.
+def _iterated(field: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
+    """Mean over the six neighbours inside the instance, 0 outside.
 
-    At a face of the volume that is the no-flux condition; elsewhere the outermost voxels are 0.
+    Beyond the box stands the outermost voxel itself: at a face of the volume that is the no-flux
+    condition, elsewhere the outermost voxels are 0.
     """
     p = np.pad(field, 1, mode="edge")
-    total = p[:-2, 1:-1, 1:-1] + p[2:, 1:-1, 1:-1]
-    total += p[1:-1, :-2, 1:-1] + p[1:-1, 2:, 1:-1]
-    total += p[1:-1, 1:-1, :-2] + p[1:-1, 1:-1, 2:]
-    return total / 6.0
+    mean = p[:-2, 1:-1, 1:-1] + p[2:, 1:-1, 1:-1]
+    mean += p[1:-1, :-2, 1:-1]
+    mean += p[1:-1, 2:, 1:-1]
+    mean += p[1:-1, 1:-1, :-2]
+    mean += p[1:-1, 1:-1, 2:]
+    mean /= 6.0
+    mean *= mask
+    return mean
 
 
 def _instance_flow(mask: npt.NDArray[np.bool_], start: tuple[int, ...], iterations: int) -> Floats:
@@ -46,7 +51,7 @@ def _instance_flow(mask: npt.NDArray[np.bool_], start: tuple[int, ...], iteratio
         along = np.arange(first, first + mask.shape[axis], dtype=np.float64)
         field = along.reshape([-1 if a == axis else 1 for a in range(3)]) * mask
         for _ in range(iterations):
-            field = _mean_of_neighbours(field) * mask
+            field = _iterated(field, mask)
         if mask.shape[axis] > 1:
             gradient[axis] = np.gradient(field, axis=axis)
     norm = np.sqrt((gradient**2).sum(axis=0))

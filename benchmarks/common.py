@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import datetime
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -126,6 +127,16 @@ def described(labels: npt.NDArray[Any]) -> str:
     share = np.count_nonzero(labels) / labels.size
     shape = joined(labels.shape, "x")
     return f"{shape} {labels.dtype}, {instances} instances, {share:.0%} foreground"
+
+
+def digest(source: Any, *, axes: int = 3) -> str:
+    """SHA-256 of a stored array: type, shape and every byte in C order of z."""
+    array = open_array(source, argument="array", axes=(axes,))
+    found = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
+    before = (slice(None),) * (axes - 3)
+    for first in range(0, array.shape[-3], 64):
+        found.update(np.asarray(array[(*before, slice(first, first + 64))]).tobytes())
+    return found.hexdigest()
 
 
 # ── timing ───────────────────────────────────────────────────────────────────────────────────

@@ -4,7 +4,7 @@ Memory is sampled every 50 ms as the sum of the resident sets (RSS): that costs 
 counts what processes share (libraries, mapped files) once for each of them, so it is an upper
 bound. The proportional sets (PSS), in which a shared page is divided among its users, add up to
 what the tree really takes; reading them walks every page table, 2 ms for half a GiB, so they are
-read only when the sum of the RSS has grown to a new high by 5 %.
+read only when the sum of the RSS has grown to a new high by 2 %: the figure may be that much low.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import psutil
 
 MEMORY_EVERY_S = 0.05
 DISK_EVERY_S = 0.5
-NEW_HIGH = 1.05
+NEW_HIGH = 1.02
 
 
 def tree(pid: int) -> list[psutil.Process]:

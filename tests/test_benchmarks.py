@@ -1,0 +1,171 @@
+"""The benchmarks run, at their smallest, and measure what they say."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from topo_dask import generate_diffusion_flows, track_flows
+from topo_dask.kernels.parallel import starmap
+from topo_dask.storage import create_array
+from topo_dask.testing import synthetic_tissue
+
+FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
+VOLUME = synthetic_tissue((24, 32, 40), n_instances=25, seed=3)
+
+
+@pytest.fixture(autouse=True)
+def _path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(name)
+
+
+@pytest.fixture
+def labels(tmp_path: Path) -> Path:
+    path = tmp_path / "tissue.zarr"
+    create_array(path, VOLUME.shape, (16, 16, 16), VOLUME.dtype)[...] = VOLUME
+    return path
+
+
+def run(script: str, *words: object) -> str:
+    done = subprocess.run(
+        [sys.executable, str(FOLDER / script), *map(str, words)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_tissue_runs_the_main_job_and_checks_blocks(labels: Path, tmp_path: Path) -> None:
+    results = tmp_path / "RESULTS.md"
+    small = ("--n-iter", 20, "--cluster", "threads", "--check-shape", "10,32,20")
+    places = ("--folder", tmp_path / "work", "--record", "--results", results, "--date", "1 May")
+    out = run("tissue.py", labels, "--check-blocks", *small, *places)
+    assert out.count(" OK ") == 2
+    assert "DIFFERENT" not in out
+    assert all(f"| {name} " in out for name in ("flows", "segment", "compare", "whole job"))
+    assert "Comparison of labels with the truth" in out
+    text = results.read_text()
+    assert "1 May." in text
+    assert "LABELS --n-iter 20 --cluster threads --check-blocks --check-shape 10,32,20`" in text
+    assert str(tmp_path) not in text
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_speed_runs(labels: Path) -> None:
+    out = run("speed.py", labels, "--size", 24, "--baseline-size", 16, "--repetitions", 2)
+    assert "| flows " in out
+    assert "| tracking " in out
+    assert "identical bit for bit" in out
+    assert out.count("| labelled ") >= 1
+
+
+def test_overhead_runs(labels: Path, tmp_path: Path) -> None:
+    words = ("--size", 24, "--blocks", 16, "--n-iter", 10, "--workers", 1, "--folder", tmp_path)
+    out = run("overhead.py", labels, *words)
+    assert "wall seconds on 1 workers" in out
+    assert "| segment | labels" in out
+    assert "both ways are identical" in out
+
+
+def test_labels_that_differ_are_told(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tissue, common = module("tissue"), module("common")
+    (tmp_path / "labels.zarr").mkdir()
+    labels.rename(tmp_path / "labels.zarr" / "s0")
+    true = common.digest(tmp_path / "labels.zarr" / "s0")
+    for found, verdict in ((true, "OK"), ("0" * 64, "DIFFERENT")):
+        runs = [("8x8x8", "threads", true, 1.0), ("4x4x4", "threads", found, 1.0)]
+        monkeypatch.setattr(tissue, "checks", lambda *_, runs=runs: iter(runs))
+        text, same = tissue.check_blocks(SimpleNamespace(), tmp_path)
+        assert same == (verdict == "OK")
+        assert verdict in text
+
+
+def test_baseline_does_the_same_work() -> None:
+    baseline = module("baseline")
+    flow = generate_diffusion_flows(VOLUME, 60)
+    assert np.abs(baseline.generate_diffusion_flows(VOLUME, 60) - flow).max() < 1e-4
+    voxels, ends = baseline.track_flows(VOLUME > 0, flow, 30)
+    own_voxels, own_ends = track_flows(VOLUME > 0, flow, 30)
+    assert np.array_equal(voxels, own_voxels)
+    assert module("speed").same_bits(ends, own_ends)
+
+
+def test_baseline_without_background() -> None:
+    labels = np.array([[[7, 7, 7, 9, 9]]])
+    flow = module("baseline").generate_diffusion_flows(labels, 5)
+    assert np.array_equal(flow, generate_diffusion_flows(labels, 5))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("iterations", [1, 8, 19])
+def test_both_stencils_give_the_same_bits(threads: int, iterations: int) -> None:
+    stencil = module("stencil")
+    start = np.zeros((42, 7, 9), np.float32)
+    start[1:-1, 1:-1, 1:-1] = np.random.default_rng(0).random((40, 5, 7))
+    expected = start.copy()
+    for _ in range(iterations):
+        old = expected.copy()
+        expected[1:-1, 1:-1, 1:-1] = sum(
+            np.roll(old, step, axis)[1:-1, 1:-1, 1:-1] for axis in range(3) for step in (-1, 1)
+        ) * np.float32(1 / 6)
+    simple = stencil.simple([start.copy(), np.zeros_like(start)], iterations, threads)
+    with starmap(threads) as engine:
+        blocked = stencil.blocked([start.copy(), np.zeros_like(start)], iterations, threads, engine)
+    assert np.array_equal(simple, blocked)
+    assert np.allclose(simple, expected, rtol=1e-5)
+
+
+GRANDCHILD = """
+import subprocess, sys
+hold = "import time; block = b'x' * 200_000_000; time.sleep(0.8)"
+subprocess.run([sys.executable, "-c", hold], check=True)
+print("done")
+"""
+
+
+def test_memory_of_grandchildren_counts(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"x" * 100_000)
+    took = module("watch").watched([sys.executable, "-c", GRANDCHILD], tmp_path)
+    assert took.output == "done\n"
+    assert 200e6 < took.rss < 300e6
+    if sys.platform == "linux":
+        assert 190e6 < took.pss <= took.rss
+    assert took.processes == 2
+    assert took.disk >= 100_000
+
+
+def test_a_command_that_fails_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(subprocess.CalledProcessError):
+        module("watch").watched([sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
+
+
+def test_only_its_own_section_is_replaced(tmp_path: Path) -> None:
+    common, path = module("common"), tmp_path / "RESULTS.md"
+    for title, text in (("A", "first"), ("B", "second"), ("A", "third\n\n### detail")):
+        common.replace_section(path, title, text)
+    written = path.read_text()
+    assert written == f"{common.TITLE}\n## A\n\nthird\n\n### detail\n\n## B\n\nsecond\n"
+
+
+def test_labels_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = module("common")
+    monkeypatch.delenv(common.VARIABLE, raising=False)
+    with pytest.raises(SystemExit):
+        common.parse(common.parser("any.py", None), [])
+    assert common.VARIABLE in capsys.readouterr().err
+    monkeypatch.setenv(common.VARIABLE, "somewhere")
+    assert common.parse(common.parser("any.py", None), []).labels == "somewhere"
