@@ -11,12 +11,13 @@ import json
 import math
 import os
 import shutil
+import socket
 import tempfile
 import uuid
 import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -38,6 +39,7 @@ from topo_dask.errors import (
     InvalidType,
     OutputExists,
     OutputNotWritable,
+    RunInProgress,
     TopoError,
 )
 
@@ -50,6 +52,7 @@ MIN_CHUNK = 16
 GROUP_DEPTH = 3  # levels of groups that are searched for arrays, and of parents for metadata
 MAX_LISTED = 12
 MARK = "topo_dask"  # attribute of what we published, and marker file of our work directories
+LOCK = "lock.json"
 
 _AXES = {1: "x", 2: "y, x", 3: "z, y, x", 4: "channel, z, y, x", 5: "time, channel, z, y, x"}
 _SOURCES = "a path, a URL, a zarr array or a zarr store"
@@ -140,7 +143,7 @@ def _open_node(source: Any, argument: str) -> AnyArray | zarr.Group:
         else:
             return source
     if not isinstance(source, (str, os.PathLike, Store)):
-        raise InvalidType(argument, f"{type(source).__name__}", _SOURCES)
+        raise InvalidType(argument, type(source).__name__, _SOURCES, "Pass e.g. 'labels.zarr'.")
     location: Any = source
     if not isinstance(source, Store):
         path = local_path(source)
@@ -469,6 +472,8 @@ class Output:
         The output or an unfinished run of it is there, or is nothing that may be replaced.
     OutputNotWritable
         A directory that cannot be made or written.
+    RunInProgress
+        Another run works on it; its host and process id are named.
 
     Examples
     --------
@@ -501,6 +506,8 @@ class Output:
         self._started = False
         for source in inputs:
             self._refuse_overlap(source)
+        for directory in self._directories:
+            self._refuse_running(directory)
         self._recover()
         self._refuse_existing()
         self._refuse_leftovers()
@@ -517,6 +524,22 @@ class Output:
         """The work directory, made when first asked for."""
         self._start()
         return self._scratch
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other runs off the output; a lock whose process is gone is taken over.
+
+        Raises
+        ------
+        RunInProgress
+            Another run holds it; its host and process id are named.
+        """
+        with ExitStack() as stack:
+            for directory in self._directories:
+                directory.mkdir(parents=True, exist_ok=True)
+                (directory / MARK).touch()
+                stack.enter_context(self._locked(directory))
+            yield
 
     def create(
         self,
@@ -537,12 +560,20 @@ class Output:
                 array = zarr.open_array(store=str(self._array_path), mode="r+")
                 wanted = (tuple(shape), tuple(chunks), np.dtype(dtype), zarr_format)
                 found = (array.shape, array.chunks, array.dtype, array.metadata.zarr_format)
-                if found == wanted and array.shards == (None if shards is None else tuple(shards)):
+                same = array.shards == (None if shards is None else tuple(shards))
+                if found == wanted and same and self._identity.exists():
                     return array
             shutil.rmtree(self._array_path.parent)
-        return create_array(
+        array = create_array(
             self._array_path, shape, chunks, dtype, shards=shards, zarr_format=zarr_format
         )
+        self._identity.write_text(uuid.uuid4().hex)
+        return array
+
+    @property
+    def identity(self) -> str:
+        """A text that changes when `create` has made the array anew, empty as it then is."""
+        return self._identity.read_text()
 
     def publish(
         self, *, geometry: Geometry | None = None, attributes: Mapping[str, Any] | None = None
@@ -609,6 +640,10 @@ class Output:
         return self._stage / "result" / "s0"
 
     @property
+    def _identity(self) -> Path:
+        return self._stage / "identity"
+
+    @property
     def _aside(self) -> Path:
         return self._stage / "replaced"
 
@@ -630,6 +665,35 @@ class Output:
                     "a place apart from every input",
                     "Choose another output.",
                 )
+
+    def _refuse_running(self, directory: Path) -> None:
+        holder = _holder(directory / LOCK)
+        if holder is not None:
+            raise RunInProgress(
+                self.argument,
+                f"{str(self.path)!r}, on which process {holder.get('pid', '(unknown)')} on host "
+                f"{holder.get('host', '(unknown)')} is working",
+                "one run at a time on an output",
+                f"Wait for it; if it is gone for certain, remove {directory / LOCK}.",
+            )
+
+    @contextmanager
+    def _locked(self, directory: Path) -> Iterator[None]:
+        path, me = directory / LOCK, _this_process()
+        while True:
+            try:
+                with path.open("x") as file:
+                    json.dump(me, file)
+                break
+            except FileExistsError:
+                self._refuse_running(directory)
+                path.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            # After publication the directory is gone, and may be another run's already.
+            if _read_json(path) == me:
+                path.unlink(missing_ok=True)
 
     def _refuse_existing(self) -> None:
         if not self.exists:
@@ -687,10 +751,15 @@ class Output:
         if self._started:
             return
         for directory in self._directories:
-            if not self.resume and directory.exists():
-                shutil.rmtree(directory)
             directory.mkdir(parents=True, exist_ok=True)
             (directory / MARK).touch()
+            for path in () if self.resume else directory.iterdir():
+                if path.name in (LOCK, MARK):
+                    continue
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
         self._started = True
 
     def _replace(self, finished: Path) -> None:
@@ -721,10 +790,49 @@ class Output:
         self._started = False
 
 
+def _this_process() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "since": _started(pid)}
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in ticks of the machine; None if it is gone or that cannot be read."""
+    with suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else fields[19]
+    return None
+
+
+def _holder(lock: Path) -> dict[str, Any] | None:
+    """Who holds a lock; None if nobody does, or a process of this machine that is gone."""
+    if not os.path.lexists(lock):
+        return None
+    holder, me = _read_json(lock), _this_process()
+    if holder.get("host") != me["host"]:
+        return holder  # who can tell?
+    # Numbers of processes are given again, so the time counts where there is one.
+    if me["since"] is not None:
+        return holder if holder.get("since") == _started(int(holder["pid"])) else None
+    try:
+        os.kill(int(holder["pid"]), 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return holder
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """What is in a small file of ours; empty where it cannot be read."""
+    with suppress(OSError, ValueError):
+        return dict(json.loads(path.read_text()))
+    return {}
+
+
 def _output_path(path: Any, argument: str) -> Path:
     allowed = "a path on a local or mounted file system"
     if not isinstance(path, (str, os.PathLike)):
-        raise InvalidType(argument, type(path).__name__, allowed)
+        raise InvalidType(argument, type(path).__name__, allowed, "Pass e.g. 'result.zarr'.")
     text = os.fspath(path)
     local = local_path(text) if text and "\0" not in text else None
     if local is None or not local.name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def stored(source: Any, scratch: Path, *, argument: str) -> AnyArray:
         return open_array(path, argument=argument, axes=(len(source.shape),))
     chunks = tuple(min(BLOCK, n) if n > 3 else n for n in source.shape)
     partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a run that ended here
     target = create_array(partial, source.shape, chunks, source.dtype)
     if isinstance(source, da.Array):
         # One task a chunk, so no two write the same one; dask's stub does not know zarr arrays.

@@ -257,7 +257,8 @@ def flows(
     shared = _checked_overlap(overlap, grid)
     place = options.output(output, [source])
     mark = fingerprint("flows", input_mark(source), settings, shared, start, dtype, grid.chunks)
-    if published_already(place, mark, options):
+    final = fingerprint(mark, zarr_format)
+    if published_already(place, final, options):
         return RunResult(place.open(), place.path, _title(settings, grid), 0.0, {})
     began = time.monotonic()
     with open_run(place, options) as run:
@@ -268,7 +269,7 @@ def flows(
         instances = _run_stages(run, job, mark)
         details = _details(run, job, instances, began)
         array = place.publish(
-            geometry=geometry_of(source), attributes={"fingerprint": mark, **_plain(settings)}
+            geometry=geometry_of(source), attributes={"fingerprint": final, **_plain(settings)}
         )
     return RunResult(array, place.path, _title(settings, grid), time.monotonic() - began, details)
 
@@ -294,11 +295,12 @@ def _run_stages(run: Run, job: FlowJob, mark: str) -> int:
     facts_mark = fingerprint("table", input_mark(job.labels), job.grid.chunks)
     run.ledger.run(run.engine, "table", facts_mark, measure_block, tasks, voxels=voxels)
     (instances,) = run.ledger.run(run.engine, "facts", facts_mark, sum_tables, [job])
+    written = fingerprint(mark, run.output.identity)
     if any(job.overlap):
         run.ledger.run(run.engine, "flows", mark, make_tile, tasks, voxels=voxels)
-        run.ledger.run(run.engine, "fuse", mark, fuse_block, tasks, voxels=voxels)
+        run.ledger.run(run.engine, "fuse", written, fuse_block, tasks, voxels=voxels)
     else:
-        run.ledger.run(run.engine, "flows", mark, make_block, tasks, voxels=voxels)
+        run.ledger.run(run.engine, "flows", written, make_block, tasks, voxels=voxels)
     return int(instances)
 
 

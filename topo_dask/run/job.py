@@ -15,7 +15,7 @@ from topo_dask.errors import InvalidArgument
 from topo_dask.grid import BlockGrid, as_lengths
 from topo_dask.run.execute import Cluster, Engine, open_engine
 from topo_dask.run.files import BLOCK
-from topo_dask.run.ledger import Ledger, locked
+from topo_dask.run.ledger import Ledger
 from topo_dask.run.progress import progress_stream, readable_count, readable_time
 from topo_dask.storage import AnyArray, Geometry, Output, voxel_geometry
 
@@ -61,7 +61,7 @@ class RunOptions:
                 "resume goes on with an unfinished run, overwrite begins anew.",
             )
         if self.zarr_format not in (2, 3):
-            raise InvalidArgument("zarr_format", self.zarr_format, "2 or 3")
+            raise InvalidArgument("zarr_format", repr(self.zarr_format), "2 or 3", "Pass one.")
 
     def grid(self, shape: tuple[int, ...]) -> BlockGrid:
         """The blocks of a volume."""
@@ -96,9 +96,10 @@ class Run:
 
 @contextmanager
 def open_run(output: Output, options: RunOptions) -> Iterator[Run]:
-    """Lock the output, open the engine and the ledger."""
+    """Open the engine, lock the output, open the ledger."""
     stream = progress_stream(options.progress)
-    with locked(output.scratch, output.path), open_engine(options.cluster, stream=stream) as engine:
+    # The engine first: where there is none, nothing is left behind.
+    with open_engine(options.cluster, stream=stream) as engine, output.lock():
         yield Run(output, engine, Ledger(output.scratch))
 
 

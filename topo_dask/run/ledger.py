@@ -9,15 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from topo_dask.errors import RunInProgress
 from topo_dask.run.execute import Engine, Order
 
 
@@ -107,53 +103,9 @@ class Ledger:
                 for line in lines[:-1]:  # what follows the last line end was cut off
                     number, result = json.loads(line)
                     done[number] = result
-                text = "".join(f"{line}\n" for line in [first, *lines[:-1]])
-                path.write_text(text)
+                if lines[-1]:
+                    text = "".join(f"{line}\n" for line in [first, *lines[:-1]])
+                    path.write_text(text)
                 return done
         path.write_text(json.dumps(mark) + "\n")
         return {}
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
-@contextmanager
-def locked(work: Path, output: Path) -> Iterator[None]:
-    """Hold the lock of a work directory; a lock whose process is gone is taken over.
-
-    Raises
-    ------
-    RunInProgress
-        Another run holds it; its host and process id are named.
-    """
-    path = work / "lock.json"
-    me = {"host": socket.gethostname(), "pid": os.getpid()}
-    while True:
-        try:
-            with path.open("x") as file:
-                json.dump(me, file)
-            break
-        except FileExistsError:
-            holder: dict[str, Any] = {}
-            with contextlib.suppress(OSError, ValueError):
-                holder = json.loads(path.read_text())
-            if holder.get("host") != me["host"] or _alive(int(holder.get("pid", 0))):
-                raise RunInProgress(
-                    "output",
-                    f"{output}, on which process {holder.get('pid')} on "
-                    f"{holder.get('host')} is working",
-                    "one run at a time on an output",
-                    f"Wait for it; if it is gone for certain, remove {path}.",
-                ) from None
-            path.unlink(missing_ok=True)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)

@@ -411,7 +411,8 @@ def segment(
     place = options.output(output, [field, mask])
     marks = _fingerprints(field, mask, threshold, settings, grid, halo)
     title = f"Instances of {'x'.join(map(str, grid.shape))} voxels"
-    if published_already(place, marks[2], options):
+    final = fingerprint(marks[2], zarr_format)
+    if published_already(place, final, options):
         return RunResult(place.open(), place.path, title, 0.0, {})
     began = time.monotonic()
     with open_run(place, options) as run:
@@ -426,7 +427,7 @@ def segment(
         )
         details = _run_stages(run, job, marks, zarr_format)
         geometry = geometry_of(field if mask is None else mask)
-        array = place.publish_labels(geometry=geometry, attributes={"fingerprint": marks[2]})
+        array = place.publish_labels(geometry=geometry, attributes={"fingerprint": final})
     seconds = time.monotonic() - began
     details |= {"speed": speed(grid_voxels(grid), seconds), "ran on": run.engine.name}
     return RunResult(array, place.path, title, seconds, details)
@@ -476,7 +477,8 @@ def _run_stages(
     out = run.output.create(job.grid.shape, chunks, dtype, zarr_format=zarr_format)  # type: ignore[arg-type]
     tasks = [Task(replace(job, out=out), n) for n in range(len(job.grid))]
     voxels = [region.size for region in job.grid]
-    labelled = run.ledger.run(run.engine, "labels", marks[2], label_block, tasks, voxels=voxels)
+    mark = fingerprint(marks[2], run.output.identity)
+    labelled = run.ledger.run(run.engine, "labels", mark, label_block, tasks, voxels=voxels)
     return {
         "instances": instances,
         "foreground": f"{sum(counts)} voxels, {sum(labelled)} of them labelled",
