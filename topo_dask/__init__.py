@@ -16,6 +16,7 @@ from topo_dask.graph.fuse import (
 )
 from topo_dask.graph.instances import instance_table
 from topo_dask.graph.merge import cluster_convergence, postprocess_single
+from topo_dask.graph.targets import compute_boundary_map, compute_flow_targets
 from topo_dask.graph.track import track_flows
 from topo_dask.run.compare import compare
 from topo_dask.run.flows import flows
@@ -27,6 +28,8 @@ __all__ = [
     "build_spatial_mask",
     "cluster_convergence",
     "compare",
+    "compute_boundary_map",
+    "compute_flow_targets",
     "compute_subcrop_slices",
     "cosine_blend_weight",
     "flows",

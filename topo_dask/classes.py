@@ -262,6 +262,67 @@ def classes_of(
     return [config[name] for name in names]
 
 
+@dataclass(frozen=True)
+class ClassMethod:
+    """How the targets of one class of a stack are made.
+
+    Parameters
+    ----------
+    name
+        The class.
+    settings
+        How its flows are made.
+    reach
+        Distance from annotated background within which it is trained on; ``None`` for any.
+    """
+
+    name: str
+    settings: FlowSettings
+    reach: float | None
+
+
+def class_methods(
+    class_names: Any,
+    count: int,
+    class_config: Any,
+    resolution_nm: float | None,
+    others: FlowSettings,
+) -> list[ClassMethod]:
+    """How the targets of each class of a stack are made.
+
+    Parameters
+    ----------
+    class_names, count
+        See `names_of_classes`.
+    class_config, resolution_nm
+        See `flow_config`.
+    others
+        Settings that classes do not say.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, InvalidData, InputNotFound
+        The argument, or the offending class and key, are named.
+
+    Examples
+    --------
+    >>> class_methods(["cell"], 1, None, 8, FlowSettings())[0].reach
+    40
+    """
+    names = names_of_classes(class_names, count)
+    methods = []
+    for name, chosen in zip(
+        names, classes_of(names, flow_config(class_config, resolution_nm)), strict=True
+    ):
+        try:
+            settings = chosen.settings(others)
+        except InvalidArgument as error:  # a value that is wrong together with another
+            argument = f"class_config, {error.argument} of class {name!r}"
+            raise InvalidArgument(argument, error.came, error.allowed, error.do) from None
+        methods.append(ClassMethod(name, settings, chosen.reach))
+    return methods
+
+
 def _similar(name: Any, known: Any) -> str:
     close = difflib.get_close_matches(str(name), list(map(str, known)), n=1)
     return f"Did you mean {close[0]!r}?" if close else ""

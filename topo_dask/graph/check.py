@@ -22,7 +22,7 @@ def check_axes(array: Any, *, argument: str, axes: int, names: str) -> None:
 
 
 def check_labels(labels: Any, *, argument: str = "labels", axes: int = 3) -> None:
-    """Raise unless an array can hold instance labels: whole numbers, ``[Z,Y,X]``.
+    """Raise unless an array can hold instance labels: whole numbers, ``[Z,Y,X]`` or a stack.
 
     Raises
     ------
@@ -33,7 +33,8 @@ def check_labels(labels: Any, *, argument: str = "labels", axes: int = 3) -> Non
     InvalidData
         Negative labels, where the array is in memory and can be looked at.
     """
-    check_axes(labels, argument=argument, axes=axes, names="z, y, x")
+    names = "z, y, x" if axes == 3 else "class, z, y, x"
+    check_axes(labels, argument=argument, axes=axes, names=names)
     if labels.dtype.kind not in "iub":
         raise InvalidType(
             argument,

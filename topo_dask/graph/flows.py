@@ -12,6 +12,7 @@ from dask.delayed import delayed
 
 from topo_dask.config import FlowSettings
 from topo_dask.errors import InvalidArgument
+from topo_dask.graph.annotated import lazily_pointed
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_axes, check_labels, check_same_shape
 from topo_dask.graph.context import anchors_of, context_region, context_width, iterations_of
@@ -242,6 +243,8 @@ def _lazy_flows(
         width = -1
     source = Source.of(labels)
     masks = None if spatial_mask is None else Source.of(da.asarray(spatial_mask))
+    if settings.method == "direct" and masks is not None:
+        table, masks = lazily_pointed(source, masks, table, grid), None
     task = delayed(_flow_of_region)
     blocks = []
     for core in grid:
@@ -265,7 +268,7 @@ def generate_direct_flows(instance_mask: Any, spatial_mask: Any = None) -> Any:
         ``[Z,Y,X]`` labels, any integer type, 0 is background; NumPy or dask.
     spatial_mask
         ``[Z,Y,X]``, 1 where annotated. An instance that touches unannotated voxels points to
-        the deepest voxel of its mask instead (NumPy only).
+        the deepest voxel of its mask instead.
 
     Returns
     -------
@@ -289,14 +292,8 @@ def generate_direct_flows(instance_mask: Any, spatial_mask: Any = None) -> Any:
         )
     here = Region((0, 0, 0), tuple(int(n) for n in instance_mask.shape))
     if isinstance(instance_mask, da.Array):
-        if spatial_mask is not None:
-            raise InvalidArgument(
-                "spatial_mask",
-                "a mask for a dask array of labels",
-                "None with dask arrays: the deepest voxel needs the whole instance",
-                "Compute the labels first, or use generate_diffusion_flows.",
-            )
-        return _lazy_flows(instance_mask, FlowSettings("direct"), here, here, None, None)
+        settings = FlowSettings("direct")
+        return _lazy_flows(instance_mask, settings, here, here, None, spatial_mask)
     labels = np.asarray(instance_mask)
     mask = None if spatial_mask is None else np.asarray(spatial_mask)
     ids, centres = cpu.direct_centres(labels, spatial_mask=mask)
