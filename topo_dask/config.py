@@ -24,24 +24,34 @@ def choice(argument: str, value: Any, known: Sequence[Any]) -> None:
 
 
 def number(
-    argument: str, value: Any, allowed: Callable[[float], bool], text: str, *, whole: bool = False
+    argument: str,
+    value: Any,
+    allowed: Callable[[float], bool],
+    text: str,
+    *,
+    whole: bool = False,
+    default: Any = None,
 ) -> None:
     """Raise InvalidType or InvalidArgument unless ``value`` is a finite number that is allowed.
 
     Examples
     --------
-    >>> number("n_steps", -1, lambda v: v >= 0, "a whole number >= 0", whole=True)
+    >>> number("n_steps", -1, lambda v: v >= 0, "a whole number >= 0", whole=True, default=100)
     Traceback (most recent call last):
-    topo_dask.errors.InvalidArgument: n_steps: got -1; allowed: a whole number >= 0.
+    topo_dask.errors.InvalidArgument: n_steps: got -1; allowed: a whole number >= 0. Leave it out \
+for 100.
     """
+    do = "Choose such a number." if default is None else f"Leave it out for {default}."
     try:
         as_float = float(value)
     except (TypeError, ValueError):
-        raise InvalidType(argument, repr(value), text) from None
-    if isinstance(value, (str, bytes)) or (whole and as_float != value):
-        raise InvalidType(argument, repr(value), text)
-    if not math.isfinite(as_float) or not allowed(as_float) or (whole and as_float % 1):
-        raise InvalidArgument(argument, repr(value), text)
+        raise InvalidType(argument, repr(value), text, do) from None
+    except OverflowError:
+        as_float = math.inf
+    if isinstance(value, (str, bytes)):
+        raise InvalidType(argument, repr(value), text, do)
+    if not math.isfinite(as_float) or not allowed(as_float) or (whole and as_float != int(value)):
+        raise InvalidArgument(argument, repr(value), text, do)
 
 
 @dataclass(frozen=True)
@@ -82,15 +92,18 @@ class FlowSettings:
     def __post_init__(self) -> None:
         choice("method", self.method, METHODS)
         choice("potential", self.potential, POTENTIALS)
-        number("n_iter", self.n_iter, lambda v: v >= 0, "a whole number >= 0", whole=True)
+        text = "a whole number >= 0"
+        number("n_iter", self.n_iter, lambda v: v >= 0, text, whole=True, default=200)
         if self.potential == "heat":
             text = f"at most {MOST_HEAT} with potential='heat'"
-            number("n_iter", self.n_iter, lambda v: v <= MOST_HEAT, text)
-        number("adaptive_factor", self.adaptive_factor, lambda v: v > 0, "a number > 0")
+            number("n_iter", self.n_iter, lambda v: v <= MOST_HEAT, text, default=200)
+        text = "a number > 0"
+        number("adaptive_factor", self.adaptive_factor, lambda v: v > 0, text, default=6)
         if self.context != "auto":
             text = "'auto' or a whole number >= 0"
-            number("context", self.context, lambda v: v >= 0, text, whole=True)
-        number("tolerance", self.tolerance, lambda v: 0 < v < 1, "a number between 0 and 1")
+            number("context", self.context, lambda v: v >= 0, text, whole=True, default="'auto'")
+        text = "a number between 0 and 1"
+        number("tolerance", self.tolerance, lambda v: 0 < v < 1, text, default=1e-4)
 
 
 @dataclass(frozen=True)
@@ -123,8 +136,12 @@ class SegmentSettings:
     group: int = 1
 
     def __post_init__(self) -> None:
-        number("n_steps", self.n_steps, lambda v: 0 <= v < 2**31, "0 to 2147483647", whole=True)
-        number("step_size", self.step_size, lambda v: v > 0, "a number > 0")
-        number("convergence_radius", self.convergence_radius, lambda v: v > 0, "a number > 0")
-        number("min_size", self.min_size, lambda v: v >= 0, "a whole number >= 0", whole=True)
+        text = "a whole number from 0 to 2147483647"
+        number("n_steps", self.n_steps, lambda v: 0 <= v < 2**31, text, whole=True, default=100)
+        text = "a number > 0 that float32 can hold"
+        number("step_size", self.step_size, lambda v: 1e-37 < v < 1e38, text, default=1.0)
+        text = "a number > 0"
+        number("convergence_radius", self.convergence_radius, lambda v: v > 0, text, default=4.0)
+        text = "a whole number >= 0"
+        number("min_size", self.min_size, lambda v: v >= 0, text, whole=True, default=50)
         choice("group", self.group, GROUPS)

@@ -10,14 +10,41 @@ import numpy as np
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 
 
+def check_array(array: Any, *, argument: str) -> None:
+    """Raise InvalidType unless something is an array."""
+    if not (hasattr(array, "shape") and hasattr(array, "dtype")):
+        raise InvalidType(
+            argument,
+            f"an object of type {type(array).__name__}",
+            "a NumPy, dask or zarr array",
+            f"Pass e.g. {argument}=numpy.asarray(...).",
+        )
+
+
 def check_axes(array: Any, *, argument: str, axes: int, names: str) -> None:
-    """Raise InvalidArgument unless an array has so many axes and none of length 0."""
+    """Raise InvalidArgument unless an array has so many axes, of known length, and none of 0."""
+    check_array(array, argument=argument)
+    came = f"{len(array.shape)} axes, shape {tuple(array.shape)}"
     if len(array.shape) != axes:
-        came = f"{len(array.shape)} axes, shape {tuple(array.shape)}"
-        raise InvalidArgument(argument, came, f"{axes} axes: {names}")
+        do = "Select what belongs to these axes, e.g. array[0], or add one, e.g. array[None]."
+        raise InvalidArgument(argument, came, f"{axes} axes: {names}", do)
     if 0 in array.shape:
-        raise InvalidArgument(
-            argument, f"shape {tuple(array.shape)}", "at least one voxel along every axis"
+        do = "Pass an array that has voxels."
+        raise InvalidArgument(argument, came, "at least one voxel along every axis", do)
+    if any(np.isnan(n) for n in array.shape):
+        do = "Call compute_chunk_sizes() on the dask array first."
+        raise InvalidArgument(argument, came, "axes of known length", do)
+
+
+def check_mask(mask: Any, *, argument: str) -> None:
+    """Raise unless an array can be a mask or a probability: real numbers, ``[Z,Y,X]``."""
+    check_axes(mask, argument=argument, axes=3, names="z, y, x")
+    if mask.dtype.kind not in "biuf":
+        raise InvalidType(
+            argument,
+            f"dtype {mask.dtype}",
+            "bool, integers or real numbers",
+            "Convert it, e.g. mask.astype(bool).",
         )
 
 
@@ -53,7 +80,7 @@ def check_not_negative(labels: np.ndarray[Any, Any], *, argument: str, where: st
             argument,
             f"the negative label {int(labels.min())}{where}",
             "labels >= 0 (0 is background)",
-            "Set what is not annotated to 0 and pass a spatial mask.",
+            "Set these voxels to 0, e.g. with numpy.maximum(labels, 0).",
         )
 
 
@@ -67,25 +94,43 @@ def check_flow(flow: Any, *, argument: str = "flow") -> None:
             "3 components along the first axis (dz, dy, dx)",
             "Move the components first, e.g. numpy.moveaxis(flow, -1, 0).",
         )
-    if flow.dtype.kind != "f":
-        raise InvalidType(argument, f"dtype {flow.dtype}", "float16, float32 or float64")
+    if flow.dtype.kind != "f" or flow.dtype.itemsize > 8:
+        raise InvalidType(
+            argument,
+            f"dtype {flow.dtype}",
+            "float16, float32 or float64",
+            "Convert it, e.g. flow.astype('float32').",
+        )
 
 
 def check_same_shape(shape: Sequence[int], other: Sequence[int], *, argument: str, of: str) -> None:
     """Raise InvalidArgument unless two spatial shapes agree."""
     if tuple(shape) != tuple(other):
         raise InvalidArgument(
-            argument, f"shape {tuple(shape)}", f"the shape of {of}, {tuple(other)}"
-        )
-
-
-def check_finite(block: np.ndarray[Any, Any], *, argument: str, where: str) -> None:
-    """Raise InvalidData if a block holds NaN or infinity; the block is named."""
-    if not np.isfinite(block.sum(dtype=np.float64)) and not np.isfinite(block).all():
-        at = tuple(int(i) for i in np.argwhere(~np.isfinite(block))[0])
-        raise InvalidData(
             argument,
-            f"{block[at]} in block {where} (at {at} in it)",
-            "finite numbers",
-            "Nothing was published. Mend the flow there, e.g. numpy.nan_to_num.",
+            f"shape {tuple(shape)}",
+            f"the shape of {of}, {tuple(other)}",
+            "Cut or pad one of them so that both cover the same voxels.",
         )
+
+
+def check_finite(
+    flow: np.ndarray[Any, Any], *, origin: Sequence[int], block: object, argument: str
+) -> None:
+    """Raise InvalidData if a flow ``[Z,Y,X,4]`` from ``origin`` on holds NaN or infinity.
+
+    The voxel and the block that needed it are named.
+    """
+    with np.errstate(invalid="ignore"):
+        total = flow.sum(dtype=np.float64)
+    if np.isfinite(total):
+        return
+    *at, component = np.argwhere(~np.isfinite(flow))[0].tolist()
+    voxel = tuple(a + int(o) for a, o in zip(at, origin, strict=True))
+    raise InvalidData(
+        argument,
+        f"{flow[(*at, component)]} at voxel {voxel}, component {'zyx'[component]}, "
+        f"in block {block}",
+        "finite numbers",
+        "Nothing was published. Mend the flow there, e.g. with numpy.nan_to_num.",
+    )

@@ -14,7 +14,7 @@ from topo_dask.config import FlowSettings
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.annotated import lazily_pointed
 from topo_dask.graph.blocks import Source, assemble, grid_of
-from topo_dask.graph.check import check_axes, check_labels, check_same_shape
+from topo_dask.graph.check import check_labels, check_mask, check_same_shape
 from topo_dask.graph.context import anchors_of, context_region, context_width, iterations_of
 from topo_dask.graph.instances import instance_table
 from topo_dask.grid import Region, as_lengths
@@ -172,7 +172,7 @@ def generate_diffusion_flows(
     start = as_lengths(origin, argument="origin", axes=3, least=0)
     shape = tuple(int(n) for n in instance_mask.shape)
     if spatial_mask is not None:
-        check_axes(spatial_mask, argument="spatial_mask", axes=3, names="z, y, x")
+        check_mask(spatial_mask, argument="spatial_mask")
         check_same_shape(spatial_mask.shape, shape, argument="spatial_mask", of="instance_mask")
     here = Region(start, tuple(a + n for a, n in zip(start, shape, strict=True)))
     volume = here if volume_shape is None else _volume_around(here, volume_shape)
@@ -286,7 +286,7 @@ def generate_direct_flows(instance_mask: Any, spatial_mask: Any = None) -> Any:
     """
     check_labels(instance_mask, argument="instance_mask")
     if spatial_mask is not None:
-        check_axes(spatial_mask, argument="spatial_mask", axes=3, names="z, y, x")
+        check_mask(spatial_mask, argument="spatial_mask")
         check_same_shape(
             spatial_mask.shape, instance_mask.shape, argument="spatial_mask", of="instance_mask"
         )

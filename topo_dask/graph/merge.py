@@ -20,8 +20,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from topo_dask.config import SegmentSettings
-from topo_dask.errors import InvalidArgument
+from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 from topo_dask.graph.blocks import Source, assemble, grid_of
+from topo_dask.graph.check import check_array
 from topo_dask.graph.track import check_inputs, lazy_endpoints, track_flows
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels import cpu
@@ -87,16 +88,19 @@ def owned_cells(tables: Sequence[CellTable], shape: tuple[int, ...], radius: flo
 
 def reach_of(region: Region, grid: BlockGrid, radius: float) -> list[int]:
     """Numbers of the blocks that may own a cell close to one of a block's cells."""
-    size = cell_kernels.cell_size(radius)
+    return grid.touching(region.grow(_margin(grid.shape, radius), within=grid.shape))
+
+
+def _margin(shape: tuple[int, ...], radius: float) -> int:
+    """How far from a block's faces the corner of a cell may lie that is close to one of its."""
     # corners are floored, and clipped to the volume's last voxel
-    return grid.touching(
-        region.grow(int(np.ceil(cell_kernels.REACH * size)) + 1, within=grid.shape)
-    )
+    reach = np.ceil(cell_kernels.REACH * cell_kernels.cell_size(radius)) + 1
+    return int(min(reach, max(shape)))
 
 
 def near_cells(owned: Owned, region: Region, shape: tuple[int, ...], radius: float) -> Owned:
     """The cells of an owner that may be close to a cell of the owner of ``region``."""
-    margin = int(np.ceil(cell_kernels.REACH * cell_kernels.cell_size(radius))) + 1
+    margin = _margin(shape, radius)
     corners = cell_kernels.cell_corners(owned.table.cells, shape=shape, radius=radius)
     near = (corners >= np.asarray(region.start) - margin).all(axis=1)
     near &= (corners < np.asarray(region.stop) + margin).all(axis=1)
@@ -301,8 +305,23 @@ def postprocess_single(
 
 
 def _cluster(
-    coords: Any, ends: Any, shape: tuple[int, ...], settings: SegmentSettings
+    coords: npt.NDArray[Any],
+    ends: npt.NDArray[Any],
+    shape: tuple[int, ...],
+    settings: SegmentSettings,
 ) -> npt.NDArray[np.int32]:
+    if coords.shape != ends.shape:
+        allowed = f"that of fg_coords, {coords.shape}"
+        do = "Pass the two arrays that track_flows gave."
+        raise InvalidArgument("final_positions", f"shape {ends.shape}", allowed, do)
+    if len(coords) and (coords.min() < 0 or (coords.max(axis=0) >= np.asarray(shape)).any()):
+        came = f"voxels from {coords.min(axis=0).tolist()} to {coords.max(axis=0).tolist()}"
+        do = "Pass the shape of the volume that the voxels are from."
+        raise InvalidData("fg_coords", came, f"voxels of the volume {shape}", do)
+    if not np.isfinite(ends).all():
+        came = f"{(~np.isfinite(ends)).any(axis=1).sum()} positions that are NaN or infinite"
+        do = "Track them again along a flow of finite numbers."
+        raise InvalidData("final_positions", came, "finite numbers", do)
     table, index = cpu.cell_table(
         np.ascontiguousarray(ends, dtype=np.float64),
         shape=shape,
@@ -310,7 +329,7 @@ def _cluster(
     )
     _, of_cell = resolve([(table, index)], BlockGrid(shape, shape), settings)
     out = np.zeros(shape, dtype=np.int32)
-    out[tuple(np.asarray(coords).T)] = of_cell.astype(np.int32)[index]
+    out[tuple(coords.T)] = of_cell.astype(np.int32)[index]
     return out
 
 
@@ -358,17 +377,18 @@ def cluster_convergence(
     """
     settings = SegmentSettings(convergence_radius=convergence_radius, min_size=min_size)
     shape = as_lengths(volume_shape, argument="volume_shape", axes=3, least=1)
-    for argument, table in (("fg_coords", fg_coords), ("final_positions", final_positions)):
+    for argument, table, kinds, names in (
+        ("fg_coords", fg_coords, "iu", "integers"),
+        ("final_positions", final_positions, "iuf", "real numbers"),
+    ):
+        check_array(table, argument=argument)
+        do = "Pass the two arrays that track_flows gave."
         if len(table.shape) != 2 or table.shape[1] != 3:
-            raise InvalidArgument(argument, f"shape {table.shape}", "a table [N, 3]")
+            raise InvalidArgument(argument, f"shape {table.shape}", "a table [N, 3]", do)
+        if table.dtype.kind not in kinds:
+            raise InvalidType(argument, f"dtype {table.dtype}", names, do)
     if isinstance(fg_coords, da.Array) or isinstance(final_positions, da.Array):
         task = delayed(_cluster)(fg_coords, final_positions, shape, settings)
         labels: da.Array = da.from_delayed(task, shape, dtype=np.int32)
         return labels
-    if fg_coords.shape != final_positions.shape:
-        raise InvalidArgument(
-            "final_positions",
-            f"shape {final_positions.shape}",
-            f"that of fg_coords, {fg_coords.shape}",
-        )
-    return _cluster(fg_coords, final_positions, shape, settings)
+    return _cluster(np.asarray(fg_coords), np.asarray(final_positions), shape, settings)

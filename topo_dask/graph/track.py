@@ -21,7 +21,7 @@ from dask.delayed import delayed
 from topo_dask.config import SegmentSettings
 from topo_dask.errors import InvalidData
 from topo_dask.graph.blocks import Source, grid_of
-from topo_dask.graph.check import check_axes, check_finite, check_flow, check_same_shape
+from topo_dask.graph.check import check_finite, check_flow, check_mask, check_same_shape
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.parallel import available_cores
@@ -113,10 +113,12 @@ def advance(
     return Particles(positions, steps, particles.home, particles.row)
 
 
-def flow_ready(flow: npt.NDArray[Any], where: str) -> npt.NDArray[np.float32]:
-    """A block's flow as the tracking kernel wants it; raises InvalidData for NaN or infinity."""
+def flow_ready(
+    flow: npt.NDArray[Any], *, read: Region, block: Region, argument: str = "flow"
+) -> npt.NDArray[np.float32]:
+    """The flow read for a block as the kernel wants it; raises InvalidData for NaN or infinity."""
     ready = cpu.interleave(flow)
-    check_finite(ready, argument="flow", where=where)
+    check_finite(ready, origin=read.start, block=block, argument=argument)
     return ready
 
 
@@ -153,7 +155,7 @@ def _begin(
     """First round of a chunk."""
     home, shape, settings = task
     particles = first_particles(mask, core, home=home, n_steps=settings.n_steps)
-    ready = flow_ready(flow, f"{core}")
+    ready = flow_ready(flow, read=read, block=core)
     return advance(ready, particles, origin=read.start, shape=shape, step_size=settings.step_size)
 
 
@@ -250,7 +252,7 @@ def _coordinates(mask: npt.NDArray[Any], core: Region) -> npt.NDArray[np.int64]:
 
 def check_inputs(sem_mask: Any, flow: Any) -> None:
     """Raise unless a mask ``[Z,Y,X]`` and a flow ``[3,Z,Y,X]`` fit each other."""
-    check_axes(sem_mask, argument="sem_mask", axes=3, names="z, y, x")
+    check_mask(sem_mask, argument="sem_mask")
     check_flow(flow)
     check_same_shape(flow.shape[1:], sem_mask.shape, argument="flow", of="sem_mask")
 
@@ -307,7 +309,7 @@ def track_flows(sem_mask: Any, flow: Any, n_steps: int, step_size: float = 1.0) 
     whole = Region((0, 0, 0), mask.shape)
     particles = first_particles(mask, whole, home=0, n_steps=settings.n_steps)
     ended = advance(
-        flow_ready(np.asarray(flow), f"{whole}"),
+        flow_ready(np.asarray(flow), read=whole, block=whole),
         particles,
         origin=(0, 0, 0),
         shape=mask.shape,

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from dask.base import tokenize
+from zarr.abc.store import Store
 from zarr.storage import LocalStore, MemoryStore
 
+from topo_dask.errors import InvalidType
 from topo_dask.graph.check import check_axes
 from topo_dask.kernels.tables import InstanceTable
 from topo_dask.storage import AnyArray, create_array, open_array
@@ -28,6 +30,13 @@ def open_input(source: Any, *, argument: str, axes: int) -> Any:
         names = "z, y, x" if axes == 3 else "3 components, z, y, x"
         check_axes(source, argument=argument, axes=axes, names=names)
         return source
+    if not isinstance(source, (str, os.PathLike, zarr.Array, zarr.Group, Store)):
+        raise InvalidType(
+            argument,
+            f"an object of type {type(source).__name__}",
+            "a path or URL of a zarr array, or a zarr, dask or NumPy array",
+            f"Pass e.g. {argument}=numpy.asarray(...).",
+        )
     return open_array(source, argument=argument, axes=(axes,))
 
 

@@ -249,7 +249,8 @@ def flows(
     )
     options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
     if dtype not in FLOW_TYPES:
-        raise InvalidArgument("dtype", repr(dtype), f"one of: {', '.join(FLOW_TYPES)}")
+        names = ", ".join(map(repr, FLOW_TYPES))
+        raise InvalidArgument("dtype", repr(dtype), f"one of: {names}", "Choose one of these.")
     start = as_lengths(origin, argument="origin", axes=3, least=0)
     source = open_input(labels, argument="labels", axes=3)
     check_labels(source)

@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topo_dask.config import SegmentSettings, number
-from topo_dask.errors import InvalidType
-from topo_dask.graph.check import check_axes, check_flow, check_same_shape
+from topo_dask.graph.check import check_flow, check_mask, check_same_shape
 from topo_dask.graph.merge import (
     Owned,
     cell_owners,
@@ -87,7 +86,8 @@ class SegmentJob:
     def read_flow(self, block: int) -> npt.NDArray[np.float32]:
         """The flow of a block and its halo, interleaved and checked."""
         read = self.region_read(block)
-        return flow_ready(np.asarray(self.flow[(slice(None), *read.slices)]), f"{read}")
+        flow = np.asarray(self.flow[(slice(None), *read.slices)])
+        return flow_ready(flow, read=read, block=self.grid.region(block), argument="flows")
 
     def read_mask(self, block: int) -> npt.NDArray[np.bool_]:
         """The foreground of a block."""
@@ -404,7 +404,7 @@ def segment(
     array([1, 1, 1, 1, 2, 2, 2, 2], dtype=uint32)
     """
     settings = SegmentSettings(n_steps, step_size, convergence_radius, min_size, group)
-    number("halo", halo, lambda v: v >= 0, "a whole number >= 0", whole=True)
+    number("halo", halo, lambda v: v >= 0, "a whole number >= 0", whole=True, default=HALO)
     options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
     field, mask = _open_inputs(flows, foreground, threshold)
     grid = options.grid(tuple(int(n) for n in field.shape[1:]))
@@ -441,14 +441,12 @@ def grid_voxels(grid: BlockGrid) -> int:
 def _open_inputs(flows: Any, foreground: Any, threshold: float) -> tuple[Any, Any]:
     field = open_input(flows, argument="flows", axes=4)
     check_flow(field, argument="flows")
-    number("threshold", threshold, lambda v: True, "a finite number")
+    number("threshold", threshold, lambda v: True, "a finite number", default=0.0)
     if foreground is None:
         return field, None
     mask = open_input(foreground, argument="foreground", axes=3)
-    check_axes(mask, argument="foreground", axes=3, names="z, y, x")
+    check_mask(mask, argument="foreground")
     check_same_shape(mask.shape, field.shape[1:], argument="foreground", of="flows")
-    if mask.dtype.kind not in "biuf":
-        raise InvalidType("foreground", f"dtype {mask.dtype}", "bool, integers or real numbers")
     return field, mask
 
 

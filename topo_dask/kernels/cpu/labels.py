@@ -77,6 +77,11 @@ def _renumber(local: Any, new: Any) -> None:
         flat[i] = new[flat[i]]
 
 
+def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The array in the byte order of this machine, which is all that numba knows."""
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
 def compact(
     labels: Integers, *, pad: int = 0
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
@@ -97,7 +102,7 @@ def compact(
         uint64 ``[K]``, ascending.
     """
     local = np.zeros([n + 2 * pad for n in labels.shape], dtype=np.int32)
-    ids = _number_by_appearance(np.ascontiguousarray(labels), local, pad)
+    ids = _number_by_appearance(np.ascontiguousarray(native(labels)), local, pad)
     order = np.argsort(ids)
     new = np.zeros(ids.size + 1, dtype=np.int32)
     new[order + 1] = np.arange(1, ids.size + 1, dtype=np.int32)

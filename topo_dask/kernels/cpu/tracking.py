@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from topo_dask.kernels.cpu.labels import native
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import ranges, starmap
 
@@ -42,7 +43,7 @@ def interleave(flow: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     array([1., 1., 1., 0.], dtype=float32)
     """
     out = np.zeros((*flow.shape[1:], 4), dtype=np.float32)
-    single = flow.astype(np.float32) if flow.dtype == np.float16 else flow
+    single = flow.astype(np.float32) if flow.dtype == np.float16 else native(flow)
     _fill4(np.ascontiguousarray(single), out)
     return out
 
