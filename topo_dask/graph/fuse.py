@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from topo_dask.errors import InvalidArgument
+from topo_dask.errors import InvalidArgument, InvalidType
+from topo_dask.graph.check import check_array
 from topo_dask.grid import Region, as_lengths
 from topo_dask.kernels import cpu
 
 Slices = tuple[slice, ...]
 Tapers = tuple[tuple[int, int], ...]
+
+
+def _shape(value: Any, argument: str) -> tuple[int, ...]:
+    """The lengths of any number of axes, checked."""
+    if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, str):
+        raise InvalidType(argument, repr(value), "a tuple of whole numbers", "Pass a shape.")
+    return as_lengths(value, argument=argument, axes=max(1, len(value)), least=1)
+
+
+def _tile(slices: Any, shape: tuple[int, ...], *, argument: str) -> Region:
+    """Where a tile lies in a volume, checked."""
+    do = "Pass tiles as compute_subcrop_slices gives them."
+    allowed = f"{len(shape)} slices with start and stop within the volume {shape}"
+    try:
+        limits = [(operator.index(s.start), operator.index(s.stop)) for s in slices]
+    except (AttributeError, TypeError):
+        raise InvalidType(argument, repr(slices), allowed, do) from None
+    inside = all(0 <= a < b <= n for (a, b), n in zip(limits, shape, strict=False))
+    if len(limits) != len(shape) or not inside or any(s.step not in (None, 1) for s in slices):
+        raise InvalidArgument(argument, repr(slices), allowed, do)
+    return Region(tuple(a for a, _ in limits), tuple(b for _, b in limits))
 
 
 def compute_subcrop_slices(
@@ -45,8 +68,8 @@ def compute_subcrop_slices(
     >>> compute_subcrop_slices((10,), (4,), (1,))
     [(slice(0, 4, None),), (slice(3, 7, None),), (slice(6, 10, None),)]
     """
-    axes = len(volume_shape)
-    shape = as_lengths(volume_shape, argument="volume_shape", axes=axes, least=1)
+    shape = _shape(volume_shape, "volume_shape")
+    axes = len(shape)
     crop = as_lengths(crop_size, argument="crop_size", axes=axes, least=1)
     shared = as_lengths(overlap, argument="overlap", axes=axes, least=0)
     if any(o >= c for o, c in zip(shared, crop, strict=True)):
@@ -69,7 +92,7 @@ def build_spatial_mask(shape: Sequence[int]) -> npt.NDArray[np.float32]:
     >>> build_spatial_mask((1, 3, 4)).sum(), build_spatial_mask((3, 3, 4)).sum()
     (np.float32(0.0), np.float32(2.0))
     """
-    mask = np.zeros(as_lengths(shape, argument="shape", axes=len(shape), least=1), np.float32)
+    mask = np.zeros(_shape(shape, "shape"), np.float32)
     mask[(slice(1, -1),) * mask.ndim] = 1
     return mask
 
@@ -82,7 +105,9 @@ def boundary_flags(slices: Slices, volume_shape: Sequence[int]) -> list[bool]:
     >>> boundary_flags((slice(0, 4), slice(2, 6)), (8, 6))
     [True, False, False, True]
     """
-    pairs = zip(slices, volume_shape, strict=True)
+    shape = _shape(volume_shape, "volume_shape")
+    _tile(slices, shape, argument="slices")
+    pairs = zip(slices, shape, strict=True)
     return [flag for s, n in pairs for flag in (s.start == 0, s.stop == n)]
 
 
@@ -116,11 +141,13 @@ def cosine_blend_weight(
     >>> cosine_blend_weight((4,), [True, False], overlap=2).round(3)
     array([1.   , 1.   , 0.854, 0.146], dtype=float32)
     """
-    lengths = as_lengths(shape, argument="shape", axes=len(shape), least=1)
+    lengths = _shape(shape, "shape")
     axes = len(lengths)
     flags = [False] * (2 * axes) if at_volume_boundary is None else list(at_volume_boundary)
     if len(flags) != 2 * axes:
-        raise InvalidArgument("at_volume_boundary", flags, f"{2 * axes} flags, two for each axis")
+        allowed = f"{2 * axes} flags, two for each axis"
+        do = "Pass what boundary_flags gives."
+        raise InvalidArgument("at_volume_boundary", flags, allowed, do)
     widths = None
     if overlap is not None:
         widths = as_lengths(overlap, argument="overlap", axes=axes, least=0)
@@ -184,26 +211,28 @@ def unit_vectors(flow: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
 
 
 def _stitch(
-    volume_shape: Any, subcrop_slices: Sequence[Slices], arrays: Sequence[Any]
+    volume_shape: Any,
+    subcrop_slices: Sequence[Slices],
+    arrays: Sequence[Any],
+    channels: int | None = None,
 ) -> npt.NDArray[np.float64]:
-    shape = as_lengths(volume_shape, argument="volume_shape", axes=len(volume_shape), least=1)
-    if len(subcrop_slices) != len(arrays) or not arrays:
-        raise InvalidArgument(
-            "arrays", f"{len(arrays)} arrays", f"one for each of {len(subcrop_slices)} tiles"
-        )
-    tiles = []
-    for number, (s, array) in enumerate(zip(subcrop_slices, arrays, strict=True)):
-        limits = [(part.start, part.stop) for part in s]
-        tile = Region(tuple(a for a, _ in limits), tuple(b for _, b in limits))
-        if tuple(array.shape[1:]) != tile.shape or any(
-            a < 0 or b > n for (a, b), n in zip(limits, shape, strict=True)
-        ):
-            raise InvalidArgument(
-                "arrays",
-                f"tile {number} of shape {tuple(array.shape)} for {tile}",
-                f"[C, {', '.join(map(str, tile.shape))}] within the volume {shape}",
-            )
-        tiles.append(tile)
+    shape = _shape(volume_shape, "volume_shape")
+    tiles = [_tile(s, shape, argument="subcrop_slices") for s in subcrop_slices]
+    if len(tiles) != len(arrays) or not tiles:
+        allowed = f"one for each of {len(tiles)} tiles, and at least one"
+        do = "Pass the arrays in the order of subcrop_slices."
+        raise InvalidArgument("arrays", f"{len(arrays)} arrays", allowed, do)
+    for number, (tile, array) in enumerate(zip(tiles, arrays, strict=True)):
+        check_array(array, argument="arrays")
+        first = arrays[0].shape[:1] if channels is None else (channels,)
+        wanted = (*first, *tile.shape)
+        if tuple(array.shape) != wanted:
+            came = f"shape {tuple(array.shape)} for tile {number}, {tile}"
+            do = "Pass the tiles as [C, ...], in the order of subcrop_slices."
+            raise InvalidArgument("arrays", came, f"shape {wanted}", do)
+        if array.dtype.kind not in "biuf":
+            do = "Convert it, e.g. with .astype('float32')."
+            raise InvalidType("arrays", f"dtype {array.dtype}", "real numbers", do)
     whole = Region((0,) * len(shape), shape)
     total = np.zeros((arrays[0].shape[0], *shape))
     weights = np.zeros(shape)
@@ -273,4 +302,4 @@ def stitch_flows(
     >>> stitch_flows((6,), tiles, [np.full((3, 4), 0.5)] * 2)[0, 0].round(3)
     np.float32(0.577)
     """
-    return unit_vectors(_stitch(volume_shape, subcrop_slices, arrays))
+    return unit_vectors(_stitch(volume_shape, subcrop_slices, arrays, channels=3))

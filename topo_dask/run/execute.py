@@ -19,7 +19,7 @@ from typing import Any, NoReturn, TextIO
 
 from distributed import Client, LocalCluster, as_completed, get_client
 
-from topo_dask.errors import InvalidArgument, TaskFailed, TopoError
+from topo_dask.errors import BackendUnavailable, InvalidArgument, TaskFailed, TopoError
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.run.progress import Progress
 
@@ -296,6 +296,18 @@ def _local_client(stack: ExitStack, stream: TextIO | None) -> Client:
     return client
 
 
+def _connected(address: str) -> Client:
+    try:
+        return Client(address, set_as_default=False, timeout="30s")
+    except (OSError, ValueError) as error:
+        raise BackendUnavailable(
+            "cluster",
+            f"{address!r}, where no dask scheduler answers ({error})",
+            "the address of a running dask scheduler",
+            "Start one with `dask scheduler`, or leave cluster out to use this machine.",
+        ) from error
+
+
 def _active_client() -> Client | None:
     try:
         client: Client = get_client()
@@ -322,6 +334,8 @@ def open_engine(cluster: Cluster = None, *, stream: TextIO | None = None) -> Ite
     ------
     InvalidArgument
         Unknown name.
+    BackendUnavailable
+        No scheduler at the address.
 
     Examples
     --------
@@ -351,9 +365,7 @@ def open_engine(cluster: Cluster = None, *, stream: TextIO | None = None) -> Ite
         elif cluster == "local":
             yield DaskEngine(_local_client(stack, stream), stream)
         elif isinstance(cluster, str) and cluster.startswith(("tcp://", "tls://", "ucx://")):
-            yield DaskEngine(
-                stack.enter_context(Client(cluster, set_as_default=False, timeout="30s")), stream
-            )
+            yield DaskEngine(stack.enter_context(_connected(cluster)), stream)
         else:
             raise InvalidArgument(
                 "cluster",
