@@ -45,6 +45,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli.py", "__main__.py"),
     "distributed": ("run/",),
     "matplotlib": ("view.py",),
+    "tifffile": ("run/tile_table.py",),
 }
 # kernels are pure functions on arrays; pictures and synthetic volumes are made from plain data.
 NEVER_IN: dict[str, set[str]] = {
@@ -66,6 +67,7 @@ MANY_PARAMETERS: dict[str, str] = {
     "graph/flows.py:generate_diffusion_flows": KEEPS_TOPO_NAMES,
     "graph/targets.py:compute_flow_targets": KEEPS_TOPO_NAMES,
     "run/flows.py:flows": RUN_BY_NAME,
+    "run/mosaic.py:fuse_mosaic": RUN_BY_NAME,
     "run/segment.py:segment": RUN_BY_NAME,
     "kernels/cpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
     "kernels/reference.py:diffusion_flow": "the whole definition of the field of one block",
@@ -288,7 +290,8 @@ before = state()
 import topo_dask
 after = state()
 print([name for name in before if before[name] != after[name]])
-print([name for name in ("bokeh", "cupy", "dask_jobqueue", "hypothesis", "matplotlib", "s3fs")
+print([name for name in ("bokeh", "cupy", "dask_jobqueue", "hypothesis", "matplotlib", "s3fs",
+                         "tifffile")
        if name in sys.modules])
 """
 

@@ -20,7 +20,9 @@ from topo_dask.graph.targets import compute_boundary_map, compute_flow_targets
 from topo_dask.graph.track import track_flows
 from topo_dask.run.compare import compare
 from topo_dask.run.flows import flows
+from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.segment import segment
+from topo_dask.run.tile_table import read_tile_table
 
 __all__ = [
     "EVALUATED_INSTANCE_CLASSES",
@@ -33,12 +35,14 @@ __all__ = [
     "compute_subcrop_slices",
     "cosine_blend_weight",
     "flows",
+    "fuse_mosaic",
     "generate_diffusion_flows",
     "generate_direct_flows",
     "get_instance_class_config",
     "get_postprocess_config",
     "instance_table",
     "postprocess_single",
+    "read_tile_table",
     "segment",
     "stitch_flows",
     "stitch_volumes",

@@ -12,11 +12,14 @@ import click
 from topo_dask.config import METHODS, POTENTIALS
 from topo_dask.demo import run_demo
 from topo_dask.errors import TopoError
+from topo_dask.kernels.resample import BLENDS, ORDERS
 from topo_dask.run.compare import compare as run_compare
 from topo_dask.run.flows import FLOW_TYPES
 from topo_dask.run.flows import flows as run_flows
+from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.segment import HALO
 from topo_dask.run.segment import segment as run_segment
+from topo_dask.run.tile_table import read_tile_table
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -42,6 +45,22 @@ class Lengths(click.ParamType[Any]):
         return numbers[0] if len(numbers) == 1 else numbers
 
 
+class Numbers(click.ParamType[Any]):
+    """One number, or one for each axis separated by commas."""
+
+    name = "z,y,x"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse."""
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a number or several of them, like 40,8.5,8.5")
+        return numbers[0] if len(numbers) == 1 else numbers
+
+
 class ContextWidth(click.ParamType[Any]):
     """A number of voxels, or "auto"."""
 
@@ -58,6 +77,7 @@ class ContextWidth(click.ParamType[Any]):
 
 
 LENGTHS = Lengths()
+NUMBERS = Numbers()
 
 
 def run_options(command: Command) -> Command:
@@ -135,6 +155,28 @@ def flows(**options: Any) -> None:
 def segment(**options: Any) -> None:
     """Make instance labels of FLOWS (zarr [3,Z,Y,X]) at OUTPUT (OME-Zarr labels)."""
     click.echo(repr(run_segment(options.pop("flows"), options.pop("output"), **options)))
+
+
+@main.command()
+@click.argument("table", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option("--order", type=click.Choice(ORDERS), default=1, show_default=True, help="Splines.")
+@click.option("--blend", type=click.Choice(BLENDS), default="cosine", show_default=True)
+@click.option("--overlap", type=LENGTHS, help="Width of the cosine tapers. [default: half a tile]")
+@click.option("--vector", is_flag=True, help="Channels are a vector: turn it with its tile.")
+@click.option("--unit/--no-unit", default=None, help="Give vectors length 1. [default: --vector]")
+@click.option("--shape", type=LENGTHS, help="Of the output. [default: all that tiles cover]")
+@click.option("--origin", type=NUMBERS, help="Position of its first voxel. [default: the lowest]")
+@click.option("--spacing", type=NUMBERS, help="Size of its voxels. [default: the smallest]")
+@click.option("--tile-spacing", type=NUMBERS, help="Size of the tiles' voxels.")
+@click.option("--background", type=float, default=0, show_default=True, help="Where no tile is.")
+@click.option("--dtype", help="Of the output. [default: that of the tiles]")
+@click.option("--check/--no-check", default=True, help="Read every zarr tile once before.")
+@run_options
+def fuse(**options: Any) -> None:
+    """Fuse the tiles of TABLE (CSV, JSON, OME-TIFF, OME-XML) into one zarr array at OUTPUT."""
+    table = read_tile_table(options.pop("table"))
+    click.echo(repr(fuse_mosaic(table, **options)))
 
 
 @main.command()
