@@ -69,6 +69,7 @@ MANY_PARAMETERS: dict[str, str] = {
     "run/flows.py:flows": RUN_BY_NAME,
     "run/mosaic.py:fuse_mosaic": RUN_BY_NAME,
     "run/segment.py:segment": RUN_BY_NAME,
+    "run/map_tiles.py:map_tiles": RUN_BY_NAME,
     "kernels/cpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
     "kernels/reference.py:diffusion_flow": "the whole definition of the field of one block",
 }

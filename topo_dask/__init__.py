@@ -21,6 +21,7 @@ from topo_dask.graph.track import track_flows
 from topo_dask.run.compare import compare
 from topo_dask.run.flows import flows
 from topo_dask.run.mosaic import fuse_mosaic
+from topo_dask.run.map_tiles import map_tiles
 from topo_dask.run.segment import segment
 from topo_dask.run.tile_table import read_tile_table
 
@@ -41,6 +42,7 @@ __all__ = [
     "get_instance_class_config",
     "get_postprocess_config",
     "instance_table",
+    "map_tiles",
     "postprocess_single",
     "read_tile_table",
     "segment",

@@ -1,0 +1,566 @@
+"""Models applied to tiles, and tiles blended into blocks: the functions that tasks run."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.delayed import delayed
+
+from topo_dask.errors import InvalidArgument, InvalidType, TaskFailed
+from topo_dask.graph.blocks import Source, assemble
+from topo_dask.graph.fuse import unit_vectors
+from topo_dask.graph.tiles import TileGrid, TilePlan, Touching
+from topo_dask.grid import Region, as_lengths
+from topo_dask.kernels.cpu.tiles import add_tile, keep_largest, keep_nearest
+
+Array = npt.NDArray[Any]
+Read = Callable[[Region], Array]
+Results = Iterator[tuple[int, Array]]
+
+BLENDS = ("cosine", "linear", "mean", "max", "nearest")
+BEYOND = ("reflect", "edge", "zero", "clip")
+
+
+# ------------------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class TileSettings:
+    """How tiles are computed and blended.
+
+    Parameters
+    ----------
+    blend
+        One of `BLENDS`.
+    normalise
+        Scale the blended vectors (along the channels) to length 1.
+    batch
+        Tiles a call of the model; ``None`` for one, without a batch axis.
+    pass_origin
+        Call the model with ``origin=``, the index of the array's first voxel in the image.
+    beyond
+        What context beyond the image holds, one of `BEYOND`; "clip" for nothing.
+    channels
+        Channels of the result; ``None`` for no channel axis.
+    dtype
+        Of the result.
+    """
+
+    blend: str = "cosine"
+    normalise: bool = False
+    batch: int | None = None
+    pass_origin: bool = False
+    beyond: str = "reflect"
+    channels: int | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("blend", BLENDS), ("beyond", BEYOND)):
+            if getattr(self, name) not in allowed:
+                raise InvalidArgument(
+                    name, repr(getattr(self, name)), f"one of: {', '.join(allowed)}"
+                )
+        for name in ("batch", "channels"):
+            value = getattr(self, name)
+            if value is not None:
+                as_lengths(value, argument=name, axes=1, least=1)
+        if self.dtype is not None:
+            self._check_dtype(self.dtype)
+            if self.normalise and (self.channels or 0) < 2:
+                raise InvalidArgument(
+                    "normalise",
+                    f"True for {self.channels or 'no'} channels",
+                    "vectors: two channels or more",
+                )
+
+    def _check_dtype(self, dtype: str) -> None:
+        kind = np.dtype(dtype).kind
+        if kind not in "biuf":
+            raise InvalidType("dtype", f"{dtype}", "booleans, whole or real numbers")
+        if self.normalise and kind != "f":
+            raise InvalidType("normalise", f"True for {dtype}", "a model that returns floats")
+
+    @property
+    def leading(self) -> tuple[int, ...]:
+        """Axes of the result before the spatial ones."""
+        return () if self.channels is None else (self.channels,)
+
+
+def _place(region: Region) -> str:
+    return f"the tile {region}"
+
+
+def model_input(
+    tiles: TileGrid, number: int, block: Array, region: Region, beyond: str
+) -> tuple[Array, tuple[int, ...], tuple[int, ...]]:
+    """What a model sees of a tile.
+
+    Parameters
+    ----------
+    tiles, number
+        The tile.
+    block, region
+        Part of the image ``[..., *axes]`` that holds it and its context, and where that lies.
+    beyond
+        One of `BEYOND`.
+
+    Returns
+    -------
+    A copy (a model may work in place), the index of its first voxel in the image, and the width
+    of the context before the tile along each axis.
+    """
+    tile = tiles.region(number)
+    read = tile.grow(tiles.context, within=tiles.shape)
+    inside: tuple[Any, ...] = (..., *read.relative_to(region.start).slices)
+    origin, before = read.start, tuple(a - b for a, b in zip(tile.start, read.start, strict=True))
+    if beyond == "clip" or not any(tiles.context):
+        return block[inside].copy(), origin, before
+    missing = [
+        (c - (a - r), c - (s - b))
+        for c, a, b, r, s in zip(
+            tiles.context, tile.start, tile.stop, read.start, read.stop, strict=True
+        )
+    ]
+    origin = tuple(a - c for a, c in zip(tile.start, tiles.context, strict=True))
+    if not any(map(any, missing)):
+        return block[inside].copy(), origin, tiles.context
+    widths = [(0, 0)] * (block.ndim - len(missing)) + missing
+    mode: Any = "constant" if beyond == "zero" else beyond
+    return np.pad(block[inside], widths, mode=mode), origin, tiles.context
+
+
+def _checked(values: Any, seen: Array, tile: Region, settings: TileSettings, axes: int) -> Array:
+    """A model's result as an array, if it is what it must be."""
+    result = np.asarray(values)
+    spatial = result.shape[result.ndim - axes :] if result.ndim >= axes else ()
+    allowed = {tile.shape, seen.shape[seen.ndim - axes :]}
+    if settings.dtype is None:
+        fits = spatial in allowed and result.ndim in (axes, axes + 1)
+        leading = "no or one axis of channels"
+    else:
+        fits = spatial in allowed and result.shape[: result.ndim - axes] == settings.leading
+        leading = (
+            "no channel axis" if settings.channels is None else f"{settings.channels} channels"
+        )
+    if not fits or 0 in result.shape:
+        shapes = " or ".join(str(shape) for shape in sorted(allowed))
+        raise InvalidArgument(
+            "model",
+            f"a result of shape {result.shape} for {_place(tile)}",
+            f"the shape {shapes}, with {leading} before it",
+            "Declare channels= and dtype=, or mend the model.",
+        )
+    if settings.dtype is None:
+        TileSettings(dtype=None)._check_dtype(str(result.dtype))
+    elif result.dtype != np.dtype(settings.dtype):
+        raise InvalidType(
+            "model",
+            f"a result of dtype {result.dtype} for {_place(tile)}",
+            f"{settings.dtype}, as declared or as another tile gave",
+            "Let the model return one dtype, or declare it with dtype=.",
+        )
+    return result
+
+
+class _Window:
+    """Reads what tiles need of the image: once for a full box of tiles, else tile by tile."""
+
+    def __init__(self, tiles: TileGrid, numbers: Sequence[int], read: Read) -> None:
+        self.tiles, self.read = tiles, read
+        self.whole: tuple[Array, Region] | None = None
+        index = np.unravel_index(np.asarray(numbers, dtype=np.int64), tiles.counts)
+        if numbers and math.prod(int(i.max() - i.min()) + 1 for i in index) == len(numbers):
+            first, last = tiles.region(numbers[0]), tiles.region(numbers[-1])
+            union = Region(first.start, last.stop).grow(tiles.context, within=tiles.shape)
+            self.whole = read(union), union
+
+    def part(self, number: int) -> tuple[Array, Region]:
+        """An array that holds a tile and its context, and where it lies."""
+        if self.whole is not None:
+            return self.whole
+        region = self.tiles.region(number).grow(self.tiles.context, within=self.tiles.shape)
+        return self.read(region), region
+
+
+def apply_model(
+    model: Callable[..., Any],
+    tiles: TileGrid,
+    numbers: Sequence[int],
+    read: Read,
+    settings: TileSettings,
+) -> Results:
+    """Compute tiles: gives (number, ``[*channels, *tile shape]``) without context, in order.
+
+    Parameters
+    ----------
+    model
+        NumPy array to NumPy array.
+    tiles, numbers
+        Which tiles, ascending.
+    read
+        Gives a region of the image ``[..., *axes]``.
+    settings
+        See `TileSettings`.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType
+        A result of another shape or dtype; the tile is named.
+    TaskFailed
+        The model raised; the tiles are named, its exception is the cause.
+
+    Examples
+    --------
+    >>> from topo_dask.graph.tiles import tile_grid
+    >>> tiles, image = tile_grid((5,), 3, 1), np.arange(5)
+    >>> read = lambda region: image[region.slices]
+    >>> [(n, v.tolist()) for n, v in apply_model(np.negative, tiles, [0, 1], read, TileSettings())]
+    [(0, [0, -1, -2]), (1, [-2, -3, -4])]
+    """
+    axes, window = len(tiles.shape), _Window(tiles, numbers, read)
+    size = settings.batch or 1
+    waiting: list[tuple[int, Array, tuple[int, ...], tuple[int, ...]]] = []
+
+    def computed() -> Results:
+        places = [tiles.region(n) for n, *_ in waiting]
+        results = _call(model, [w[1] for w in waiting], [w[2] for w in waiting], places, settings)
+        for (number, given, _, before), tile, values in zip(waiting, places, results, strict=True):
+            result = _checked(values, given, tile, settings, axes)
+            if result.shape[result.ndim - axes :] != tile.shape:
+                pairs = zip(before, tile.shape, strict=True)
+                cut: tuple[Any, ...] = (..., *(slice(a, a + n) for a, n in pairs))
+                result = result[cut]
+            yield number, result
+
+    for number in numbers:
+        given, origin, before = model_input(tiles, number, *window.part(number), settings.beyond)
+        if waiting and (len(waiting) == size or waiting[0][1].shape != given.shape):
+            yield from computed()
+            waiting.clear()
+        waiting.append((number, given, origin, before))
+    if waiting:
+        yield from computed()
+
+
+def _call(
+    model: Callable[..., Any],
+    seen: list[Array],
+    origins: list[tuple[int, ...]],
+    places: list[Region],
+    settings: TileSettings,
+) -> Sequence[Any]:
+    """The model's results for tiles, one call."""
+    given = seen[0] if settings.batch is None else np.stack(seen)
+    origin = origins[0] if settings.batch is None else origins
+    named = f"the tile {places[0]}" + (f" to {places[-1]}" if len(places) > 1 else "")
+    try:
+        result = model(given, origin=origin) if settings.pass_origin else model(given)
+    except Exception as error:
+        failed = TaskFailed(
+            "model",
+            f"{type(error).__name__}: {error} for {named}",
+            "a model that returns",
+            "Nothing was published. What other tiles gave is kept: pass resume=True to go on.",
+        )
+        # Between processes only the text of a traceback survives.
+        failed.add_note("".join(traceback.format_exception(error)).rstrip())
+        raise failed from error
+    if settings.batch is None:
+        return [result]
+    batch = np.asarray(result)
+    if batch.ndim == 0 or len(batch) != len(seen):
+        raise InvalidArgument(
+            "model",
+            f"a result of shape {batch.shape} for a batch of {len(seen)} from {named}",
+            "one result for each of the batch, along the first axis",
+            "Leave out batch= if the model takes one tile at a time.",
+        )
+    return list(batch)
+
+
+# ------------------------------------------------------------------------------------- blocks
+
+
+Parts = dict[int, Array]
+"""By block: the parts of tiles that lie in it, one after the other in one flat array."""
+
+
+class _Collector:
+    """Gathers the parts of one block's tiles that lie in another block, or in itself."""
+
+    def __init__(self, touching: Touching, owner: int, settings: TileSettings) -> None:
+        rows = touching.rows(owner)
+        self.ends = (touching.sizes[rows].cumsum() * math.prod(settings.leading)).tolist()
+        self.places = {touching.numbers[row]: n for n, row in enumerate(rows.tolist())}
+        self.start, self.stop = touching.start[rows].tolist(), touching.stop[rows].tolist()
+        self.flat = np.empty(self.ends[-1] if self.ends else 0, dtype=settings.dtype)
+
+    def pair(self, number: int, tile: Region, values: Array) -> tuple[Array, Array] | None:
+        """The part of a tile here, and the same part of the tile itself; None if there is none."""
+        place = self.places.get(number)
+        if place is None:
+            return None
+        limits = zip(self.start[place], self.stop[place], tile.start, strict=True)
+        inside: tuple[Any, ...] = (..., *(slice(a - o, b - o) for a, b, o in limits))
+        there = values[inside]
+        end = self.ends[place]
+        return self.flat[end - there.size : end].reshape(there.shape), there
+
+
+class BlockParts:
+    """What a block's tiles give, cut into parts by the block they lie in.
+
+    Parameters
+    ----------
+    plan, block
+        Whose tiles.
+    settings
+        With a known dtype.
+    """
+
+    def __init__(self, plan: TilePlan, block: int, settings: TileSettings) -> None:
+        self.tiles, self.settings = plan.tiles, settings
+        self.done: list[int] = []
+        self.by_block = {
+            target: _Collector(plan.touching(target), block, settings)
+            for target in plan.targets(block)
+        }
+
+    def add(self, number: int, values: Array) -> None:
+        """Copy the parts of a tile ``[*channels, *tile shape]``."""
+        tile = self.tiles.region(number)
+        for collector in self.by_block.values():
+            pair = collector.pair(number, tile, values)
+            if pair is not None:
+                pair[0][...] = pair[1]
+        self.done.append(number)
+
+    def tile(self, number: int) -> Array:
+        """A tile put together again from its parts."""
+        tile = self.tiles.region(number)
+        values = np.empty((*self.settings.leading, *tile.shape), dtype=self.settings.dtype)
+        for collector in self.by_block.values():
+            pair = collector.pair(number, tile, values)
+            if pair is not None:
+                pair[1][...] = pair[0]
+        return values
+
+    @property
+    def flat(self) -> Parts:
+        """The parts by block."""
+        return {target: collector.flat for target, collector in self.by_block.items()}
+
+
+def fuse_parts(plan: TilePlan, block: int, parts: Parts, settings: TileSettings) -> Array:
+    """Blend the parts that lie in a block, in the order of the tiles.
+
+    Parameters
+    ----------
+    plan, block
+        Which block.
+    parts
+        By the block that computed them, see `BlockParts`.
+    settings
+        With a known dtype.
+
+    Returns
+    -------
+    ``[*channels, *block shape]``; 0 where no tile lies.
+    """
+    region, touching = plan.blocks.region(block), plan.touching(block)
+    channels = settings.channels or 1
+    depth3 = (1,) * (3 - len(region.shape)) + region.shape
+    blender = _Blender((channels, *depth3), settings)
+    starts, stops = touching.start.tolist(), touching.stop.tolist()
+    along = plan.along(settings.blend)
+    ends = dict.fromkeys(parts, 0)
+    for number, owner, start, stop in zip(
+        touching.numbers, touching.owners.tolist(), starts, stops, strict=True
+    ):
+        shape = (1,) * (3 - len(start)) + tuple(b - a for a, b in zip(start, stop, strict=True))
+        first = ends[owner]
+        ends[owner] = first + channels * math.prod(shape)
+        values = parts[owner][first : ends[owner]].reshape(channels, *shape)
+        index = np.unravel_index(number, plan.tiles.counts)
+        fresh = [0] * (3 - len(start))
+        vectors = [_ONE[settings.blend == "nearest"]] * (3 - len(start))
+        for axis, i in enumerate(index):
+            o = int(plan.tiles.starts[axis][i])
+            vectors.append(along[axis][i, start[axis] - o : stop[axis] - o])
+            reached = int(plan.tiles.stops[axis][i - 1]) if i else 0
+            fresh.append(min(max(reached - start[axis], 0), stop[axis] - start[axis]))
+        there = (slice(None),) * (3 - len(start)) + tuple(
+            slice(a - o, b - o) for a, b, o in zip(start, stop, region.start, strict=True)
+        )
+        blender.add(values, there, (vectors[0], vectors[1], vectors[2]), tuple(fresh))
+    return blender.finish().reshape(*settings.leading, *region.shape)
+
+
+_ONE: tuple[Array, Array] = (np.ones(1), np.zeros(1, dtype=np.int64))
+
+
+class _Blender:
+    """Adds the parts of tiles into one block."""
+
+    def __init__(self, shape: tuple[int, ...], settings: TileSettings) -> None:
+        assert settings.dtype is not None
+        self.settings, self.dtype = settings, np.dtype(settings.dtype)
+        self.kept = settings.blend in ("max", "nearest")
+        # numba knows no float16.
+        self.working = np.dtype({"e": "float32", "?": "uint8"}.get(self.dtype.char, self.dtype))
+        self.total = np.zeros(shape, dtype=self.working if self.kept else np.float64)
+        if settings.blend == "max":
+            self.state: Array = np.zeros(shape[1:], dtype=bool)
+        elif settings.blend == "nearest":
+            self.state = np.full(shape[1:], np.iinfo(np.int64).max)
+        else:
+            self.state = np.zeros(shape[1:])
+
+    def add(
+        self,
+        values: Array,
+        there: tuple[slice, ...],
+        along: tuple[Array, Array, Array],
+        fresh: tuple[int, ...],
+    ) -> None:
+        """Add a part, whose place in the block is ``there``."""
+        values = values.astype(self.working, copy=False)
+        total, state = self.total[(slice(None), *there)], self.state[there]
+        if self.settings.blend == "max":
+            keep_largest(total, state, values)
+        elif self.settings.blend == "nearest":
+            keep_nearest(total, state, values, along)
+        else:
+            add_tile(total, state, values, along, (fresh[0], fresh[1], fresh[2]))
+
+    def finish(self) -> Array:
+        """The block in the result's dtype."""
+        if self.settings.normalise:
+            vectors = self.total.astype(np.float64, copy=False)
+            return unit_vectors(vectors).astype(self.dtype, copy=False)
+        if not self.kept and self.dtype.kind in "iub":
+            np.rint(self.total, out=self.total)
+        return self.total.astype(self.dtype, copy=False)
+
+
+def probed(settings: TileSettings, values: Array, axes: int) -> TileSettings:
+    """Settings with the channels and dtype that one tile gave."""
+    channels = values.shape[0] if values.ndim > axes else None
+    return replace(settings, channels=channels, dtype=str(values.dtype))
+
+
+@dataclass(frozen=True, eq=False)
+class TileJob:
+    """A model, the tiles it is applied to, the blocks these are blended into.
+
+    Parameters
+    ----------
+    model
+        NumPy array to NumPy array.
+    plan, settings
+        The layout, and how tiles are computed and blended; with a known dtype.
+    known
+        Results that are there already, by tile.
+    """
+
+    model: Callable[..., Any]
+    plan: TilePlan
+    settings: TileSettings
+    known: dict[int, Array]
+
+    def parts(self, block: int, read: Read) -> Parts:
+        """Compute a block's tiles and cut them into parts."""
+        parts = BlockParts(self.plan, block, self.settings)
+        own = self.plan.own(block)
+        for number in own:
+            if number in self.known:
+                parts.add(number, self.known[number])
+        left = [number for number in own if number not in self.known]
+        for number, values in apply_model(self.model, self.plan.tiles, left, read, self.settings):
+            parts.add(number, values)
+        return parts.flat
+
+    def fuse(self, block: int, owners: Sequence[int], parts: Sequence[Array]) -> Array:
+        """Blend a block; see `fuse_parts`."""
+        return fuse_parts(self.plan, block, dict(zip(owners, parts, strict=True)), self.settings)
+
+    def owners(self, position: int) -> list[int]:
+        """The blocks that compute tiles for a block of the order, itself too if it does."""
+        block = int(self.plan.order[position])
+        others = [int(self.plan.order[p]) for p in self.plan.after[position]]
+        return [*others, block] if self.plan.own(block) else others
+
+
+def map_array(job: TileJob, image: Array) -> Array:
+    """The whole image in memory, block by block."""
+    plan, settings = job.plan, job.settings
+    out: Array = np.zeros((*settings.leading, *plan.blocks.shape), dtype=settings.dtype)
+    waiting: dict[tuple[int, int], Array] = {}
+
+    def read(region: Region) -> Array:
+        inside: tuple[Any, ...] = (..., *region.slices)
+        part: Array = image[inside]
+        return part
+
+    for position, block in enumerate(plan.order.tolist()):
+        for target, flat in job.parts(block, read).items():
+            waiting[block, target] = flat
+        owners = job.owners(position)
+        parts = [waiting.pop((owner, block)) for owner in owners]
+        there: tuple[Any, ...] = (..., *plan.blocks.region(block).slices)
+        out[there] = job.fuse(block, owners, parts)
+    return out
+
+
+def map_lazily(job: TileJob, image: da.Array) -> da.Array:
+    """The same as a dask array; each block's tiles are one task, blending them another."""
+    plan, source = job.plan, Source.of(image)
+    shared = delayed(job, traverse=False)
+    parts: dict[int, Any] = {}
+    for block in plan.order.tolist():
+        regions = [plan.tiles.region(n) for n in plan.own(block) if n not in job.known]
+        if regions:
+            union = Region(
+                tuple(min(r.start[a] for r in regions) for a in range(len(plan.blocks.shape))),
+                tuple(max(r.stop[a] for r in regions) for a in range(len(plan.blocks.shape))),
+            ).grow(plan.tiles.context, within=plan.tiles.shape)
+            parts[block] = delayed(_lazy_parts)(shared, block, source.read(union), union)
+        elif plan.own(block):
+            parts[block] = delayed(_lazy_parts)(shared, block, None, None)
+    blocks: dict[int, Any] = {}
+    for position, block in enumerate(plan.order.tolist()):
+        owners = job.owners(position)
+        blocks[block] = delayed(_lazy_fuse)(
+            shared, block, owners, [parts[o][block] for o in owners]
+        )
+    settings = job.settings
+    every = [
+        blocks.get(n)
+        if n in blocks
+        else delayed(np.zeros)((*settings.leading, *region.shape), settings.dtype)
+        for n, region in enumerate(plan.blocks)
+    ]
+    assert settings.dtype is not None
+    return assemble(every, plan.blocks, dtype=settings.dtype, leading=settings.leading)
+
+
+def _lazy_parts(job: TileJob, block: int, array: Array | None, held: Region | None) -> Parts:
+    def read(region: Region) -> Array:
+        assert array is not None
+        assert held is not None
+        inside: tuple[Any, ...] = (..., *region.relative_to(held.start).slices)
+        part: Array = array[inside]
+        return part
+
+    return job.parts(block, read)
+
+
+def _lazy_fuse(job: TileJob, block: int, owners: list[int], parts: list[Array]) -> Array:
+    return job.fuse(block, owners, parts)

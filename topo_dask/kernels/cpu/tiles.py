@@ -1,0 +1,129 @@
+"""Overlapping tiles into one block: mean with separable weights, largest value, nearest centre.
+
+Arrays have the axes channel, z, y, x; every tile is added in the caller's order, in float64, so
+that the result does not depend on who computes which tile when.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from topo_dask.kernels.jit import compiled
+
+FLOAT = npt.NDArray[np.float64]
+INT = npt.NDArray[np.int64]
+
+
+@compiled
+def add_tile(
+    mean: FLOAT,
+    weights: FLOAT,
+    values: npt.NDArray[Any],
+    along: tuple[FLOAT, FLOAT, FLOAT],
+    fresh: tuple[int, int, int],
+) -> None:
+    """Take a tile into the weighted mean, in place; where tiles agree it is exactly their value.
+
+    Parameters
+    ----------
+    mean, weights
+        ``[C,Z,Y,X]`` and ``[Z,Y,X]``: views of the block where the tile lies; 0 at first.
+    values
+        ``[C,Z,Y,X]``, any real type but float16.
+    along
+        The weights along z, y and x, > 0; the tile's is their product.
+    fresh
+        From these voxels on along z, y and x (all three) no tile came before; saves time only.
+
+    Examples
+    --------
+    >>> mean, weights, one = np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 2)), np.ones(1)
+    >>> along = one, one, np.array([1, 0.5])
+    >>> add_tile(mean, weights, np.full((1, 1, 1, 2), 3.0), along, (0, 0, 0))
+    >>> add_tile(mean, weights, np.full((1, 1, 1, 2), 1.0), along, (1, 1, 2))
+    >>> mean.ravel(), weights.ravel()
+    (array([2., 2.]), array([2., 1.]))
+    """
+    channels, depth, height, width = values.shape
+    wz, wy, wx = along
+    share = np.empty(width)
+    for z in range(depth):
+        for y in range(height):
+            row = wz[z] * wy[y]
+            sums = weights[z, y]
+            reached = fresh[2] if z >= fresh[0] and y >= fresh[1] else width
+            sums[reached:] = row * wx[reached:]
+            for x in range(reached):
+                weight = row * wx[x]
+                sums[x] += weight
+                share[x] = weight / sums[x]
+            for c in range(channels):
+                line, new = mean[c, z, y], values[c, z, y]
+                line[reached:] = new[reached:]
+                for x in range(reached):
+                    value = np.float64(new[x])
+                    step = (value - line[x]) * share[x]
+                    # An infinite value stays infinite, whichever tile comes first.
+                    line[x] += step if abs(step) < np.inf else value
+
+
+@compiled
+def keep_largest(best: npt.NDArray[Any], seen: npt.NDArray[np.bool_], values: Any) -> None:
+    """Keep the larger of what is there and a tile's values, in place; ``seen`` is set.
+
+    Examples
+    --------
+    >>> best, seen = np.zeros((1, 1, 1, 2), np.int8), np.array([[[True, False]]])
+    >>> keep_largest(best, seen, np.full((1, 1, 1, 2), -3, np.int8))
+    >>> best.ravel()
+    array([ 0, -3], dtype=int8)
+    """
+    channels, depth, height, width = values.shape
+    for z in range(depth):
+        for y in range(height):
+            for x in range(width):
+                for c in range(channels):
+                    v = values[c, z, y, x]
+                    # Not-a-number stays, in whichever order tiles come.
+                    if not seen[z, y, x] or v > best[c, z, y, x] or v != v:
+                        best[c, z, y, x] = v
+                seen[z, y, x] = True
+
+
+@compiled
+def keep_nearest(
+    best: npt.NDArray[Any], distance: INT, values: Any, along: tuple[INT, INT, INT]
+) -> None:
+    """Take a tile's values where it is strictly nearer than what is there, in place.
+
+    Parameters
+    ----------
+    best, values
+        ``[C,Z,Y,X]``.
+    distance
+        ``[Z,Y,X]``, of what is there.
+    along
+        The tile's distance is the sum of these along z, y and x.
+
+    Examples
+    --------
+    >>> best, zero = np.zeros((1, 1, 1, 2), np.int8), np.zeros(1, np.int64)
+    >>> distance = np.full((1, 1, 2), 4)
+    >>> tile = np.full((1, 1, 1, 2), 7, np.int8)
+    >>> keep_nearest(best, distance, tile, (zero, zero, np.array([4, 1])))
+    >>> best.ravel(), distance.ravel()
+    (array([0, 7], dtype=int8), array([4, 1]))
+    """
+    channels, depth, height, width = values.shape
+    dz, dy, dx = along
+    for z in range(depth):
+        for y in range(height):
+            for x in range(width):
+                d = dz[z] + dy[y] + dx[x]
+                if d < distance[z, y, x]:
+                    distance[z, y, x] = d
+                    for c in range(channels):
+                        best[c, z, y, x] = values[c, z, y, x]
