@@ -20,8 +20,8 @@ from topo_dask.graph.targets import compute_boundary_map, compute_flow_targets
 from topo_dask.graph.track import track_flows
 from topo_dask.run.compare import compare
 from topo_dask.run.flows import flows
-from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.map_tiles import map_tiles
+from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.segment import segment
 from topo_dask.run.tile_table import read_tile_table
 
