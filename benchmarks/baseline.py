@@ -8,6 +8,7 @@ nothing is slowed down.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,26 @@ GROWN = 2
 Floats = npt.NDArray[np.float64]
 
 
-def _box(found: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
+def _boxes(
+    labels: npt.NDArray[Any],
+) -> tuple[npt.NDArray[np.intp], list[tuple[int, tuple[slice, ...]]]]:
+    """Instances numbered from 1, and the number and the grown box of each."""
+    ids, numbers = np.unique(labels, return_inverse=True)
+    local = numbers.reshape(labels.shape) + int(ids[0] != 0)
+    found = [(n, box) for n, box in enumerate(ndimage.find_objects(local), start=1) if box]
+    return local, [(number, _grown(box, labels.shape)) for number, box in found]
+
+
+def _grown(box: tuple[slice, ...], shape: tuple[int, ...]) -> tuple[slice, ...]:
     return tuple(
         slice(max(0, s.start - GROWN), min(n, s.stop + GROWN))
-        for s, n in zip(found, shape, strict=True)
+        for s, n in zip(box, shape, strict=True)
     )
+
+
+def box_voxels(labels: npt.NDArray[Any]) -> int:
+    """Voxels of all boxes: what an iteration of all instances goes through."""
+    return sum(math.prod(s.stop - s.start for s in box) for _, box in _boxes(labels)[1])
 
 
 def _iterated(field: Floats, mask: npt.NDArray[np.bool_]) -> Floats:
@@ -66,12 +82,8 @@ def generate_diffusion_flows(
 ) -> npt.NDArray[np.float32]:
     """Coordinate diffusion flow ``[3,Z,Y,X]`` of labels ``[Z,Y,X]``."""
     flow = np.zeros((3, *instance_mask.shape), dtype=np.float32)
-    _, numbers = np.unique(instance_mask, return_inverse=True)
-    local = numbers.reshape(instance_mask.shape) + int(instance_mask.min() > 0)
-    for number, found in enumerate(ndimage.find_objects(local), start=1):
-        if found is None:
-            continue
-        box = _box(found, instance_mask.shape)
+    local, boxes = _boxes(instance_mask)
+    for number, box in boxes:
         mask = local[box] == number
         iterations = min(int(adaptive_factor * max(mask.shape)), n_iter)
         start = tuple(s.start for s in box)

@@ -70,12 +70,20 @@ def parse(made: argparse.ArgumentParser, arguments: Sequence[str] | None) -> arg
     return parsed
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """Three whole numbers, "96,200,130", or one for all axes."""
+def position(text: str) -> tuple[int, ...]:
+    """Three whole numbers, "96,200,0", or one for all axes."""
     numbers = tuple(int(part) for part in text.split(","))
-    if len(numbers) not in (1, 3) or min(numbers) < 1:
+    if len(numbers) not in (1, 3) or min(numbers) < 0:
         raise ValueError(text)
     return numbers * (3 // len(numbers))
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """Three lengths, "96,200,130", or one for all axes."""
+    numbers = position(text)
+    if min(numbers) < 1:
+        raise ValueError(text)
+    return numbers
 
 
 def joined(numbers: Sequence[int], by: str = ",") -> str:
@@ -108,17 +116,18 @@ def working_folder(folder: Path | None) -> Iterator[Path]:
 # ── labels ───────────────────────────────────────────────────────────────────────────────────
 
 
-def middle(shape: Sequence[int], size: int | None) -> Region:
-    """A cube of this size in the middle of a volume; the volume itself for ``None``."""
-    lengths = [n if size is None else min(size, n) for n in shape]
-    start = [(n - k) // 2 for n, k in zip(shape, lengths, strict=True)]
-    return Region(tuple(start), tuple(a + k for a, k in zip(start, lengths, strict=True)))
+def cube(shape: Sequence[int], size: int | None, at: Sequence[int] | None = None) -> Region:
+    """A cube in a volume, from voxel ``at`` or in the middle; all of it for size ``None``."""
+    sides = [n if size is None else min(size, n) for n in shape]
+    spare = [n - side for n, side in zip(shape, sides, strict=True)]
+    start = [most // 2 for most in spare] if at is None else list(map(min, at, spare))
+    return Region(tuple(start), tuple(a + side for a, side in zip(start, sides, strict=True)))
 
 
-def crop(source: Any, size: int | None) -> npt.NDArray[Any]:
-    """The labels in the middle of a volume."""
+def crop(source: Any, size: int | None = None, at: Sequence[int] | None = None) -> npt.NDArray[Any]:
+    """The labels of a `cube` of a volume."""
     array = open_array(source, argument="labels", axes=(3,))
-    return np.asarray(array[middle(array.shape, size).slices])
+    return np.asarray(array[cube(array.shape, size, at).slices])
 
 
 def described(labels: npt.NDArray[Any]) -> str:

@@ -53,7 +53,7 @@ def arguments() -> argparse.ArgumentParser:
     made = common.parser(__file__, __doc__)
     made.add_argument("--folder", type=Path, help="where to work; what is made there is removed")
     made.add_argument("--size", type=int, help="edge of the crop, in its middle; by default all")
-    made.add_argument("--blocks", type=common.whole_numbers, default=(128, 128, 128))
+    made.add_argument("--blocks", type=common.lengths, default=(128, 128, 128))
     made.add_argument("--n-iter", type=int, default=200)
     made.add_argument("--workers", type=int, help="of one thread each; by default one a core")
     made.add_argument("--repetitions", type=int, default=1)
@@ -277,7 +277,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parsed = common.parse(made, words)
     with common.working_folder(parsed.folder) as folder:
         workers, (start, warm), found = measure(parsed, folder)
-        labels = common.described(common.crop(folder / "labels-in.zarr", None))
+        labels = common.described(common.crop(folder / "labels-in.zarr"))
     same = all(run.digest == alone.digest for pairs in found.values() for run, alone in pairs)
     body = [
         f"Labels: {labels}, in blocks of {common.joined(parsed.blocks, 'x')}.",

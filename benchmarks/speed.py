@@ -5,8 +5,9 @@ One run measures, with the compiler warm and the sides in turns:
 - flows (coordinate potential, n = 200) and tracking (100 steps): the package's functions, on all
   cores, against the original `topo` package where it can be imported, else against `baseline.py`,
   which does the same work in NumPy. The baseline takes a minute and more on 128^3, so it runs once
-  per --baseline-repetitions, in the middle of the package's repetitions. Its cost per voxel grows
-  with the crop: with a smaller --baseline-size the ratio of the costs per voxel is too low.
+  per --baseline-repetitions, in the middle of the package's repetitions. Its cost is that of the
+  instances' bounding boxes, whose voxels are counted too: it depends on the crop (--at), and per
+  voxel it grows with the crop, so with a smaller --baseline-size the ratio is too low.
 - the labelled diffusion sweep, float32, in voxel updates a second (padding not counted), against
   a plain stencil without labels of the same size on the same threads, see `stencil.py`.
 
@@ -44,7 +45,10 @@ Labels = npt.NDArray[Any]
 
 def arguments() -> argparse.ArgumentParser:
     made = common.parser(__file__, __doc__)
-    made.add_argument("--size", type=int, default=128, help="edge of the crop, in its middle")
+    made.add_argument("--size", type=int, default=128, help="edge of the crop")
+    made.add_argument(
+        "--at", type=common.position, help="its first voxel; by default in the middle"
+    )
     made.add_argument("--baseline-size", type=int, help="edge of the baseline's crop, at most that")
     made.add_argument("--repetitions", type=int, default=9, help="of the package and the stencils")
     made.add_argument("--baseline-repetitions", type=int, default=1)
@@ -104,7 +108,7 @@ def same_bits(a: Any, b: Any) -> bool:
 def duels(labels: Labels, parsed: argparse.Namespace) -> tuple[str, bool]:
     """Flows and tracking against the other side; also whether the answers agree."""
     name, other = original()
-    small = labels[common.middle(labels.shape, parsed.baseline_size).slices]
+    small = labels[common.cube(labels.shape, parsed.baseline_size).slices]
     make, track = topo_dask.generate_diffusion_flows, topo_dask.track_flows
     flows = in_turns(
         partial(make, labels, N_ITER),
@@ -126,7 +130,8 @@ def duels(labels: Labels, parsed: argparse.Namespace) -> tuple[str, bool]:
     steps = N_STEPS * np.count_nonzero(labels) / tracking[0].median
     text = [
         common.table(headings, [row("flows", flows, sizes), row("tracking", tracking, sizes)]),
-        f"{name}: the {common.joined(small.shape, 'x')} voxels in the middle of the crop.",
+        f"{name} ran on {common.joined(small.shape, 'x')} voxels of it, whose instances' boxes hold "
+        f"{baseline.box_voxels(small) / small.size:.1f} times as many.",
         f"Flows differ by at most {worst:.1e} in a component; positions are "
         f"{'identical bit for bit' if identical else 'DIFFERENT'}; {steps / 1e6:.0f} M particle "
         f"steps/s on {available_cores()} threads.",
@@ -188,7 +193,7 @@ def sweep_table(labels: Labels, parsed: argparse.Namespace) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     made = arguments()
     parsed = common.parse(made, words)
-    labels = common.crop(parsed.labels, parsed.size)
+    labels = common.crop(parsed.labels, parsed.size, parsed.at)
     tiny = labels[:32, :8, :8]  # high enough to be cut among threads
     topo_dask.track_flows(tiny > 0, topo_dask.generate_diffusion_flows(tiny), 1)
     sweeps(tiny, parsed.threads, 1)

@@ -35,15 +35,20 @@ def arguments() -> argparse.ArgumentParser:
     made = common.parser(__file__, __doc__)
     made.add_argument("--folder", type=Path, help="where to work; what is made there is removed")
     made.add_argument("--n-iter", type=int, default=200, help="as in topo-dask flows")
-    made.add_argument("--blocks", type=common.whole_numbers, help="as in topo-dask")
+    made.add_argument("--blocks", type=common.lengths, help="as in topo-dask")
     made.add_argument("--cluster", help="as in topo-dask")
     made.add_argument("--check-blocks", action="store_true", help="compare blocks and engines")
     made.add_argument(
         "--check-shape",
-        type=common.whole_numbers,
+        type=common.lengths,
         action="append",
         help="a block shape of --check-blocks (again for more); by default "
         + ", ".join(map(common.joined, BLOCKS)),
+    )
+    made.add_argument(
+        "--check-cluster",
+        action="append",
+        help="where --check-blocks runs (again for more); by default " + ", ".join(ENGINES),
     )
     return made
 
@@ -72,7 +77,7 @@ def main_job(parsed: argparse.Namespace, folder: Path) -> dict[str, Watched]:
 def checks(parsed: argparse.Namespace, folder: Path) -> Iterator[tuple[str, str, str, float]]:
     """Segment the flow store again: blocks, engine, digest and seconds of each run."""
     for shape in parsed.check_shape or BLOCKS:
-        for engine in ENGINES:
+        for engine in parsed.check_cluster or ENGINES:
             out = folder / "again.zarr"
             blocks = common.joined(shape)
             words = ["--foreground", parsed.labels, "--blocks", blocks, "--cluster", engine]
@@ -119,7 +124,7 @@ def main(words: Sequence[str] | None = None) -> int:
     with common.working_folder(parsed.folder) as folder:
         job = main_job(parsed, folder)
         body = [
-            f"Labels: {common.described(common.crop(parsed.labels, None))}.",
+            f"Labels: {common.described(common.crop(parsed.labels))}.",
             summary(job, folder),
             "RSS: sum over the process tree, shared pages once for each process (an upper bound); "
             f"PSS: shared pages divided among their users. {WANTED}",

@@ -47,22 +47,34 @@ def run(script: str, *words: object) -> str:
 
 def test_tissue_runs_the_main_job_and_checks_blocks(labels: Path, tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
-    small = ("--n-iter", 20, "--cluster", "threads", "--check-shape", "10,32,20")
+    small = ("--n-iter", 20, "--cluster", "sync", "--check-shape", "10,32,20")
+    small += ("--check-cluster", "threads")
     places = ("--folder", tmp_path / "work", "--record", "--results", results, "--date", "1 May")
     out = run("tissue.py", labels, "--check-blocks", *small, *places)
-    assert out.count(" OK ") == 2
+    assert out.count(" OK ") == 1
     assert "DIFFERENT" not in out
     assert all(f"| {name} " in out for name in ("flows", "segment", "compare", "whole job"))
     assert "Comparison of labels with the truth" in out
     text = results.read_text()
     assert "1 May." in text
-    assert "LABELS --n-iter 20 --cluster threads --check-blocks --check-shape 10,32,20`" in text
+    assert "tissue.py LABELS --n-iter 20 --cluster sync --check-blocks --check-shape" in text
     assert str(tmp_path) not in text
     assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_speed_runs(labels: Path) -> None:
-    out = run("speed.py", labels, "--size", 24, "--baseline-size", 16, "--repetitions", 2)
+    out = run(
+        "speed.py",
+        labels,
+        "--size",
+        20,
+        "--at",
+        "0,9,99",
+        "--baseline-size",
+        16,
+        "--repetitions",
+        2,
+    )
     assert "| flows " in out
     assert "| tracking " in out
     assert "identical bit for bit" in out
@@ -100,6 +112,19 @@ def test_baseline_does_the_same_work() -> None:
     own_voxels, own_ends = track_flows(VOLUME > 0, flow, 30)
     assert np.array_equal(voxels, own_voxels)
     assert module("speed").same_bits(ends, own_ends)
+
+
+def test_boxes_are_grown_and_stay_in_the_volume() -> None:
+    labels = np.zeros((9, 9, 9), np.uint8)
+    labels[0, 4, 7], labels[8, 8, 8] = 3, 5
+    assert module("baseline").box_voxels(labels) == 3 * 5 * 4 + 3 * 3 * 3
+
+
+def test_crops_lie_where_asked() -> None:
+    common = module("common")
+    assert str(common.cube((10, 20, 30), 6)) == "[2:8, 7:13, 12:18]"
+    assert str(common.cube((10, 20, 30), 15, (1, 2, 99))) == "[0:10, 2:17, 15:30]"
+    assert str(common.cube((10, 20, 30), None)) == "[0:10, 0:20, 0:30]"
 
 
 def test_baseline_without_background() -> None:
