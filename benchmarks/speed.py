@@ -130,7 +130,7 @@ def duels(labels: Labels, parsed: argparse.Namespace) -> tuple[str, bool]:
     steps = N_STEPS * np.count_nonzero(labels) / tracking[0].median
     text = [
         common.table(headings, [row("flows", flows, sizes), row("tracking", tracking, sizes)]),
-        f"{name} ran on {common.joined(small.shape, 'x')} voxels of it, whose instances' boxes hold "
+        f"{name} ran on {common.joined(small.shape, 'x')} voxels of it; its instances' boxes hold "
         f"{baseline.box_voxels(small) / small.size:.1f} times as many.",
         f"Flows differ by at most {worst:.1e} in a component; positions are "
         f"{'identical bit for bit' if identical else 'DIFFERENT'}; {steps / 1e6:.0f} M particle "
