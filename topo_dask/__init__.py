@@ -11,11 +11,10 @@ from topo_dask.graph.fuse import (
     build_spatial_mask,
     compute_subcrop_slices,
     cosine_blend_weight,
-    stitch_flows,
-    stitch_volumes,
 )
 from topo_dask.graph.instances import instance_table
 from topo_dask.graph.merge import cluster_convergence, postprocess_single
+from topo_dask.graph.stitch import stitch_flows, stitch_labels, stitch_volumes
 from topo_dask.graph.targets import compute_boundary_map, compute_flow_targets
 from topo_dask.graph.track import track_flows
 from topo_dask.run.compare import compare
@@ -47,6 +46,7 @@ __all__ = [
     "read_tile_table",
     "segment",
     "stitch_flows",
+    "stitch_labels",
     "stitch_volumes",
     "track_flows",
 ]

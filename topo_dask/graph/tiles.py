@@ -20,13 +20,13 @@ import numpy.typing as npt
 
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.area import range_counts
+from topo_dask.graph.fuse import LASTS, axis_tiles
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels.cpu.blend import axis_weight
 
 INT = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-LASTS = ("move", "shrink")
 
 CHUNK = {1: 1 << 20, 2: 1024, 3: 128}
 """Longest side of a chunk, by the number of axes."""
@@ -36,34 +36,6 @@ MOST_TILES = 64
 """Tiles a block, where many small ones share the cost of a task."""
 ALIVE_SHARE = 0.01
 """Tiles alive at once, as a share of all, that blocks are chosen for."""
-
-
-def axis_tiles(length: int, tile: int, overlap: int, last: str) -> tuple[INT, INT]:
-    """First voxels and ends of the tiles along one axis.
-
-    Parameters
-    ----------
-    length
-        Of the axis.
-    tile, overlap
-        Of the tiles; a tile longer than the axis covers it.
-    last
-        "move": the last tile is moved back to end with the axis. "shrink": it is cut off there.
-
-    Examples
-    --------
-    >>> axis_tiles(9, 4, 1, "move"), axis_tiles(9, 4, 1, "shrink")
-    ((array([0, 3, 5]), array([4, 7, 9])), (array([0, 3, 6]), array([4, 7, 9])))
-    """
-    side = min(tile, length)
-    if side == length:
-        return np.zeros(1, dtype=np.int64), np.full(1, length, dtype=np.int64)
-    if last == "move":
-        starts = np.append(np.arange(0, length - side, tile - overlap), length - side)
-    else:
-        starts = np.arange(0, length - overlap, tile - overlap)
-    starts = starts.astype(np.int64)
-    return starts, np.minimum(starts + side, length)
 
 
 @dataclass(frozen=True, eq=False)
