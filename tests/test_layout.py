@@ -70,6 +70,7 @@ MANY_PARAMETERS: dict[str, str] = {
     "run/mosaic.py:fuse_mosaic": RUN_BY_NAME,
     "run/segment.py:segment": RUN_BY_NAME,
     "run/map_tiles.py:map_tiles": RUN_BY_NAME,
+    "run/targets.py:flow_targets": RUN_BY_NAME,
     "kernels/cpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
     "kernels/reference.py:diffusion_flow": "the whole definition of the field of one block",
 }

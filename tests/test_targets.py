@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
 import topo_dask
-from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
+from topo_dask import cli
+from topo_dask.errors import (
+    InvalidArgument,
+    InvalidData,
+    InvalidType,
+    OutputExists,
+    TaskFailed,
+)
+from topo_dask.run import targets as run_targets
+from topo_dask.storage import create_array
 from topo_dask.testing import block_shapes, label_volumes
 
 DATA = Path(__file__).parent / "data"
@@ -255,6 +267,156 @@ def test_ids_above_32_bits() -> None:
     assert topo_dask.compute_boundary_map(near, 1).tolist() == [[[1, 1, 0, 0]]]
 
 
+# ── on disk ──────────────────────────────────────────────────────────────────────────────────
+
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_targets_on_disk_of_the_case(tmp_path: Path, dtype: str, zarr_format: int) -> None:
+    labels, arguments, expected = multiclass()
+    source = create_array(tmp_path / "labels.zarr", labels.shape, (3, 20, 20, 20), "int32")
+    source[...] = labels
+    made = topo_dask.flow_targets(
+        tmp_path / "labels.zarr",
+        tmp_path / "targets.zarr",
+        **arguments,
+        blocks=(20, 19, 30),
+        cluster="threads",
+        dtype=dtype,
+        zarr_format=zarr_format,
+    )
+    assert made.array.dtype == made.class_fg.dtype == dtype
+    tolerance = FLOW_TOLERANCE + (5e-4 if dtype == "float16" else 0)
+    assert_allclose(made.array[...], expected["flows"], rtol=0, atol=tolerance)
+    assert_array_equal(made.class_fg[...], expected["class_fg"])
+    group = zarr.open_group(tmp_path / "targets.zarr", mode="r")
+    assert set(group.array_keys()) == {"flows", "class_fg"}
+    assert group.metadata.zarr_format == zarr_format
+    classes = group.attrs["topo_dask"]["classes"]
+    assert [c["name"] for c in classes] == arguments["class_names"]
+    assert classes[3]["reach"] == 5
+    assert repr(made).startswith("Targets of 4 classes of 36x40x44 voxels\n  output")
+    for part in ("nuc", "direct", "mito", "at most 150 iterations", "within 5 voxels"):
+        assert part in repr(made)
+    assert not (tmp_path / "targets.zarr.work").exists()
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_targets_on_disk_are_the_same_for_any_blocks(data: st.DataObject) -> None:
+    first = data.draw(label_volumes(max_side=10))
+    shape = first.shape
+    labels = np.stack([first, np.flip(first) * (first % 3 != 1)])
+    mask = data.draw(masks(shape))
+    arguments = {
+        "class_names": ["a", "b"],
+        "class_config": {"a": data.draw(WAYS), "b": data.draw(WAYS)},
+        "origin": data.draw(st.sampled_from([(0, 0, 0), (3, 0, 40)])),
+        "spatial_mask": mask,
+    }
+    flows, class_fg = topo_dask.compute_flow_targets(labels, **arguments)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        made = topo_dask.flow_targets(
+            labels,
+            f"{folder}/targets.zarr",
+            **arguments,
+            blocks=larger_blocks(data.draw(block_shapes(shape)), shape),
+            cluster="sync",
+        )
+        assert_array_equal(made.class_fg[...], class_fg)
+        assert_allclose(made.array[...], flows, rtol=0, atol=FLOW_TOLERANCE)
+
+
+@pytest.mark.parametrize("method", ["direct", "diffusion"])
+def test_flows_on_disk_with_a_mask(tmp_path: Path, method: str) -> None:
+    labels, _, _ = multiclass()
+    volume = labels[0].astype(np.uint64) + np.uint64(2**33) * (labels[0] > 0)
+    mask = np.zeros(volume.shape, dtype=bool)
+    mask[4:-4, 5:30, 6:-6] = True
+    make = {
+        "direct": topo_dask.generate_direct_flows,
+        "diffusion": topo_dask.generate_diffusion_flows,
+    }[method]
+    whole = make(volume, spatial_mask=mask)
+    assert (whole != make(volume)).any()
+    for number, blocks in enumerate([(9, 40, 15), (36, 7, 44)]):
+        made = topo_dask.flows(
+            volume,
+            tmp_path / f"{number}.zarr",
+            method=method,
+            spatial_mask=da.from_array(mask, chunks=(10, 40, 44)),
+            blocks=blocks,
+            cluster="sync",
+        )
+        assert_allclose(made.array[...], whole, rtol=0, atol=FLOW_TOLERANCE)
+        if method == "direct":
+            assert_array_equal(made.array[...], whole)
+    with pytest.raises(InvalidArgument, match="spatial_mask: got shape"):
+        topo_dask.flows(volume, tmp_path / "other.zarr", spatial_mask=mask[1:], cluster="sync")
+
+
+def test_a_run_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, arguments, expected = multiclass()
+    path = tmp_path / "targets.zarr"
+    options = {**arguments, "blocks": (18, 40, 44), "cluster": "sync"}
+    done: list[str] = []
+    original = run_targets.mark_block
+
+    def breaks(task: Any) -> int:
+        if len(done) == 3:
+            raise OSError("the disk is full")
+        done.append(str(task))
+        return original(task)
+
+    monkeypatch.setattr(run_targets, "mark_block", breaks)
+    with pytest.raises(TaskFailed, match=r"stage foreground, class 1, block \[18:36.*disk is full"):
+        topo_dask.flow_targets(labels, path, **options)
+    assert not path.exists()
+    with pytest.raises(OutputExists, match="resume"):
+        topo_dask.flow_targets(labels, path, **options)
+    monkeypatch.undo()
+    again: list[str] = []
+    monkeypatch.setattr(
+        run_targets, "mark_block", lambda task: again.append(str(task)) or original(task)
+    )
+    made = topo_dask.flow_targets(labels, path, **options, resume=True)
+    assert len(again) == 5
+    assert not set(again) & set(done)
+    assert_allclose(made.array[...], expected["flows"], rtol=0, atol=FLOW_TOLERANCE)
+    assert_array_equal(made.class_fg[...], expected["class_fg"])
+
+    there = topo_dask.flow_targets(labels, path, **options, resume=True)
+    assert "was there already" in repr(there)
+    assert_array_equal(there.class_fg[...], expected["class_fg"])
+    with pytest.raises(OutputExists):
+        topo_dask.flow_targets(labels, path, **options)
+    options["class_config"] = {**options["class_config"], "cell": {}}
+    other = topo_dask.flow_targets(labels, path, **options, resume=True)
+    assert_array_equal(other.class_fg[...], labels > 0)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    labels, arguments, expected = multiclass()
+    source = create_array(tmp_path / "labels.zarr", labels.shape, (1, 36, 40, 44), "int32")
+    source[...] = labels
+    (tmp_path / "classes.yaml").write_text(json.dumps(arguments["class_config"]))
+    command = [
+        *("targets", str(tmp_path / "labels.zarr"), str(tmp_path / "targets.zarr")),
+        *("--class-config", str(tmp_path / "classes.yaml"), "--cluster", "sync"),
+        "--no-progress",
+    ]
+    done = CliRunner().invoke(cli.main, [*command, "--class-names", "nuc,mito,ves,cell"])
+    assert done.exit_code == 0, done.output
+    assert "Targets of 4 classes of 36x40x44 voxels" in done.output
+    made = zarr.open_array(tmp_path / "targets.zarr" / "class_fg", mode="r")
+    assert_array_equal(made[...], expected["class_fg"])
+    done = CliRunner().invoke(cli.main, [*command, "--class-names", "nuc,mito", "--overwrite"])
+    assert done.exit_code == 1
+    assert "Error: class_names: got 2 names (nuc, mito) for 4 classes" in done.output
+
+
 # ── bad input ────────────────────────────────────────────────────────────────────────────────
 
 STACK = np.zeros((2, 3, 4, 5), dtype=np.int32)
@@ -297,6 +459,32 @@ def test_bad_input(lazy: bool, change: dict[str, Any], error: type[Exception], p
         arguments["instance_ids"] = da.from_array(arguments["instance_ids"])
     with pytest.raises(error, match=re.escape(part)):
         topo_dask.compute_flow_targets(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "part"),
+    [
+        ({"labels": STACK[0]}, InvalidArgument, "labels: got 3 axes"),
+        ({"labels": STACK.astype("f4")}, InvalidType, "labels: got dtype float32"),
+        ({"class_names": ["nuc"]}, InvalidArgument, "1 names (nuc) for 2 classes"),
+        ({"class_names": ["nuc", "mitto"]}, InvalidArgument, "known classes: nuc, ves"),
+        ({"class_config": {"mito": {"itters": 4}}}, InvalidArgument, "'itters' of class 'mito'"),
+        ({"spatial_mask": np.ones((3, 4, 6))}, InvalidArgument, "spatial_mask: got shape (3, 4, 6"),
+        ({"diffusion_iters": 2.5}, InvalidArgument, "diffusion_iters"),
+        ({"dtype": "float64"}, InvalidArgument, "dtype: got 'float64'"),
+        ({"origin": (-1, 0, 0)}, InvalidArgument, "origin"),
+        ({"labels": STACK - 1}, InvalidData, "negative label -1"),
+    ],
+)
+def test_bad_input_of_runs(
+    tmp_path: Path, change: dict[str, Any], error: type[Exception], part: str
+) -> None:
+    arguments = {"labels": STACK, "class_names": NAMES, "resolution_nm": 8, **change}
+    with pytest.raises(error, match=re.escape(part)):
+        topo_dask.flow_targets(output=tmp_path / "targets.zarr", cluster="sync", **arguments)
+    assert not (tmp_path / "targets.zarr").exists()
+    if error is not InvalidData:  # which is found only on the way
+        assert not any(tmp_path.iterdir())
 
 
 def test_negative_labels() -> None:

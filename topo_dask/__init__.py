@@ -22,6 +22,7 @@ from topo_dask.run.flows import flows
 from topo_dask.run.map_tiles import map_tiles
 from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.segment import segment
+from topo_dask.run.targets import flow_targets
 from topo_dask.run.tile_table import read_tile_table
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "compute_flow_targets",
     "compute_subcrop_slices",
     "cosine_blend_weight",
+    "flow_targets",
     "flows",
     "fuse_mosaic",
     "generate_diffusion_flows",

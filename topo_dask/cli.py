@@ -19,6 +19,7 @@ from topo_dask.run.flows import flows as run_flows
 from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.segment import HALO
 from topo_dask.run.segment import segment as run_segment
+from topo_dask.run.targets import flow_targets as run_targets
 from topo_dask.run.tile_table import read_tile_table
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -76,6 +77,18 @@ class ContextWidth(click.ParamType[Any]):
             self.fail(f"{value!r} is neither 'auto' nor a whole number")
 
 
+class Names(click.ParamType[Any]):
+    """Names separated by commas."""
+
+    name = "name,name,..."
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse."""
+        if not isinstance(value, str):
+            return value
+        return [name.strip() for name in value.split(",")]
+
+
 LENGTHS = Lengths()
 NUMBERS = Numbers()
 
@@ -127,6 +140,7 @@ def main() -> None:
     "--adaptive-iters/--no-adaptive-iters", default=True, help="Fewer for small instances."
 )
 @click.option("--adaptive-factor", type=float, default=6, show_default=True)
+@click.option("--spatial-mask", type=click.Path(), help="1 where annotated (zarr [Z,Y,X]).")
 @click.option("--origin", type=LENGTHS, default=(0, 0, 0), help="Global index of the first voxel.")
 @click.option(
     "--overlap", type=LENGTHS, default=0, show_default=True, help="Blended between tiles."
@@ -138,6 +152,30 @@ def main() -> None:
 def flows(**options: Any) -> None:
     """Make the flow field of LABELS (zarr [Z,Y,X]) at OUTPUT (zarr [3,Z,Y,X])."""
     click.echo(repr(run_flows(options.pop("labels"), options.pop("output"), **options)))
+
+
+@main.command()
+@click.argument("labels", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option("--class-names", type=Names(), help="One for each class. [default: the known nine]")
+@click.option("--class-config", type=click.Path(), help="YAML file: how each class is treated.")
+@click.option("--resolution-nm", type=float, help="Edge of a voxel in nm, for the defaults.")
+@click.option(
+    "--diffusion-iters", type=int, default=200, show_default=True, help="Of classes without any."
+)
+@click.option(
+    "--adaptive-iters/--no-adaptive-iters", default=True, help="Fewer for small instances."
+)
+@click.option("--adaptive-factor", type=float, default=6, show_default=True)
+@click.option("--spatial-mask", type=click.Path(), help="1 where annotated (zarr [Z,Y,X]).")
+@click.option("--origin", type=LENGTHS, default=(0, 0, 0), help="Global index of the first voxel.")
+@click.option("--context", type=ContextWidth(), default="auto", show_default=True)
+@click.option("--tolerance", type=float, default=1e-4, show_default=True)
+@click.option("--dtype", type=click.Choice(FLOW_TYPES), default="float32", show_default=True)
+@run_options
+def targets(**options: Any) -> None:
+    """Make flows and foreground of LABELS (zarr [C,Z,Y,X]) at OUTPUT (zarr group), to train on."""
+    click.echo(repr(run_targets(options.pop("labels"), options.pop("output"), **options)))
 
 
 @main.command()

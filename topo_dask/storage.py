@@ -549,31 +549,34 @@ class Output:
         *,
         shards: Sequence[int] | None = None,
         zarr_format: ZarrFormat = 3,
+        name: str = "s0",
     ) -> AnyArray:
         """Make the result's array in its unpublished place; see `create_array`.
 
         When resuming, the array of the unfinished run is opened if it is of the same layout.
+        A result of several arrays (`publish_group`) needs a ``name`` for each.
         """
         self._start()
-        if self._array_path.exists():
+        path, identity = self._array_path.with_name(name), self._stage / f"identity-{name}"
+        if path.exists():
             with suppress(Exception):
-                array = zarr.open_array(store=str(self._array_path), mode="r+")
+                array = zarr.open_array(store=str(path), mode="r+")
                 wanted = (tuple(shape), tuple(chunks), np.dtype(dtype), zarr_format)
                 found = (array.shape, array.chunks, array.dtype, array.metadata.zarr_format)
                 same = array.shards == (None if shards is None else tuple(shards))
-                if found == wanted and same and self._identity.exists():
+                if found == wanted and same and identity.exists():
                     return array
-            shutil.rmtree(self._array_path.parent)
-        array = create_array(
-            self._array_path, shape, chunks, dtype, shards=shards, zarr_format=zarr_format
-        )
-        self._identity.write_text(uuid.uuid4().hex)
+            shutil.rmtree(path)
+            for metadata in ("zarr.json", ".zgroup", ".zattrs"):  # of a group of either format
+                path.with_name(metadata).unlink(missing_ok=True)
+        array = create_array(path, shape, chunks, dtype, shards=shards, zarr_format=zarr_format)
+        identity.write_text(uuid.uuid4().hex)
         return array
 
     @property
     def identity(self) -> str:
-        """A text that changes when `create` has made the array anew, empty as it then is."""
-        return self._identity.read_text()
+        """A text that changes when `create` has made an array anew, empty as it then is."""
+        return " ".join(path.read_text() for path in self._identities)
 
     def publish(
         self, *, geometry: Geometry | None = None, attributes: Mapping[str, Any] | None = None
@@ -610,11 +613,28 @@ class Output:
         self._replace(self._array_path.parent)
         return self.open()
 
-    def open(self) -> AnyArray:
-        """The published array at full resolution."""
+    def publish_group(
+        self, *, geometry: Geometry | None = None, attributes: Mapping[str, Any] | None = None
+    ) -> None:
+        """Publish the arrays that `create` made as a group of them, by name; see `publish`."""
+        mark = _mark(geometry, attributes)
+        zarr_format: ZarrFormat = 3
+        for identity in self._identities:
+            path = self._array_path.with_name(identity.name.removeprefix("identity-"))
+            array = zarr.open_array(store=str(path), mode="r+")
+            array.update_attributes({MARK: {"geometry": mark["geometry"]}})
+            zarr_format = array.metadata.zarr_format
+        group = zarr.open_group(
+            store=str(self._array_path.parent), mode="a", zarr_format=zarr_format
+        )
+        group.update_attributes({MARK: mark})
+        self._replace(self._array_path.parent)
+
+    def open(self, name: str = "s0") -> AnyArray:
+        """The published array at full resolution, or that of a group by its name."""
         node = _open_node(self.path, self.argument)
         if isinstance(node, zarr.Group):
-            array = node["s0"]
+            array = node[name]
             assert isinstance(array, zarr.Array)
             return zarr.open_array(store=node.store, path=array.path, mode="r")
         return node
@@ -640,8 +660,8 @@ class Output:
         return self._stage / "result" / "s0"
 
     @property
-    def _identity(self) -> Path:
-        return self._stage / "identity"
+    def _identities(self) -> list[Path]:
+        return sorted(self._stage.glob("identity-*"))
 
     @property
     def _aside(self) -> Path:

@@ -24,10 +24,15 @@ BLOCK = 128
 """Edge of a block, where none is given, in voxels."""
 
 
-def open_input(source: Any, *, argument: str, axes: int) -> Any:
-    """Open a path, URL, zarr, dask or NumPy array and check its axes; nothing is read yet."""
+def open_input(
+    source: Any, *, argument: str, axes: int, first: str = "3 components (dz, dy, dx)"
+) -> Any:
+    """Open a path, URL, zarr, dask or NumPy array and check its axes; nothing is read yet.
+
+    Of four axes ``first`` says what the first is.
+    """
     if isinstance(source, (da.Array, np.ndarray)):
-        names = "z, y, x" if axes == 3 else "3 components, z, y, x"
+        names = "z, y, x" if axes == 3 else f"{first}, z, y, x"
         check_axes(source, argument=argument, axes=axes, names=names)
         return source
     if not isinstance(source, (str, os.PathLike, zarr.Array, zarr.Group, Store)):
@@ -40,14 +45,19 @@ def open_input(source: Any, *, argument: str, axes: int) -> Any:
     return open_array(source, argument=argument, axes=(axes,))
 
 
-def stored(source: Any, scratch: Path, *, argument: str) -> AnyArray:
-    """The same array where every worker can read it: memory and dask graphs go to the scratch."""
+def stored(source: Any, scratch: Path, *, argument: str, together: int = 3) -> AnyArray:
+    """The same array where every worker can read it: memory and dask graphs go to the scratch.
+
+    Of four axes ``together`` entries of the first are read at a time.
+    """
     if isinstance(source, zarr.Array) and not isinstance(source.store, MemoryStore):
         return source
     path = scratch / "inputs" / f"{argument}-{input_mark(source)}.zarr"
     if path.exists():
         return open_array(path, argument=argument, axes=(len(source.shape),))
-    chunks = tuple(min(BLOCK, n) if n > 3 else n for n in source.shape)
+    chunks = tuple(min(BLOCK, n) for n in source.shape)
+    if len(chunks) > 3:
+        chunks = (min(together, chunks[0]), *chunks[1:])
     partial = path.with_name(f"{path.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # of a run that ended here
     target = create_array(partial, source.shape, chunks, source.dtype)

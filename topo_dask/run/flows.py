@@ -12,7 +12,14 @@ import numpy.typing as npt
 
 from topo_dask.config import FlowSettings
 from topo_dask.errors import InvalidArgument
-from topo_dask.graph.check import check_labels
+from topo_dask.graph.annotated import (
+    boxes_around,
+    cut_instances,
+    deepest_voxel,
+    is_annotated,
+    pointed_at,
+)
+from topo_dask.graph.check import check_labels, check_same_shape
 from topo_dask.graph.context import context_width
 from topo_dask.graph.flows import Piece, choose_read, flow_of_block, rows_in
 from topo_dask.graph.fuse import add_weighted, unit_vectors
@@ -55,6 +62,34 @@ class FlowJob:
     origin: tuple[int, ...]
     work: Path
     out: AnyArray | None = None
+    spatial_mask: AnyArray | None = None
+    row: int | None = None  # which class, where the labels are a stack
+
+    def read(self, region: Region) -> npt.NDArray[Any]:
+        """The labels of a region."""
+        first = () if self.row is None else (self.row,)
+        return np.asarray(self.labels[*first, *region.slices])
+
+    def read_mask(self, region: Region) -> npt.NDArray[Any] | None:
+        """The spatial mask of a region, if there is one."""
+        mask = self.spatial_mask
+        return None if mask is None else np.asarray(mask[region.slices])
+
+    def write(self, region: Region, flow: npt.NDArray[Any]) -> None:
+        """The flow of a region into the output."""
+        assert self.out is not None
+        first = 3 * (self.row or 0)
+        self.out[(slice(first, first + 3), *region.slices)] = flow
+
+    @property
+    def may_be_cut(self) -> bool:
+        """Whether instances that the annotated region cuts point elsewhere."""
+        return self.settings.method == "direct" and self.spatial_mask is not None
+
+    @property
+    def facts(self) -> Path:
+        """Where the table of whole instances is, that flows go by."""
+        return self.work / ("pointed" if self.may_be_cut else "instances")
 
     @property
     def volume(self) -> Region:
@@ -88,14 +123,19 @@ class Task:
     number: int
 
     def __str__(self) -> str:
-        return f"block {self.job.grid.region(self.number)}"
+        of = "" if self.job.row is None else f"class {self.job.row}, "
+        return f"{of}block {self.job.grid.region(self.number)}"
 
 
 def measure_block(task: Task) -> int:
     """Stage table: facts of the instances of a block; gives their number."""
     job, region = task.job, task.job.grid.region(task.number)
-    labels = np.asarray(job.labels[region.slices])
-    table = facts_of_block(labels, region.start)
+    around = region.grow(1, within=job.grid.shape) if job.may_be_cut else region
+    labels, mask = job.read(around), job.read_mask(around)
+    table = facts_of_block(labels[region.relative_to(around.start).slices], region.start)
+    cut = np.zeros(0, dtype=np.uint64)
+    if job.may_be_cut and mask is not None:
+        cut = cut_instances(labels, is_annotated(mask))
     save_table(
         job.work / "table" / f"{task.number}.npz",
         ids=table.ids,
@@ -103,29 +143,71 @@ def measure_block(task: Task) -> int:
         sums=table.sums,
         lo=table.lo,
         hi=table.hi,
+        cut=cut,
     )
     return len(table)
 
 
 def sum_tables(job: FlowJob) -> int:
     """Stage facts: one table of the whole volume; gives the number of instances."""
-    tables = [
-        InstanceTable(**load_table(job.work / "table" / f"{n}.npz")) for n in range(len(job.grid))
-    ]
+    parts = [load_table(job.work / "table" / f"{n}.npz") for n in range(len(job.grid))]
+    save_array(job.work / "cut.npy", np.unique(np.concatenate([p.pop("cut") for p in parts])))
+    tables = [InstanceTable(**part) for part in parts]
     while len(tables) > 1:
         tables = [merge_instances(tables[i : i + 64]) for i in range(0, len(tables), 64)]
     save_instances(job.work / "instances", tables[0])
     return len(tables[0])
 
 
-def _flow(job: FlowJob, core: Region) -> npt.NDArray[np.float32]:
+def point_block(task: Task) -> int:
+    """Stage centres: the deepest voxel of the cut instances whose box begins in a block."""
+    job, region = task.job, task.job.grid.region(task.number)
     table = load_instances(job.work / "instances")
-    labels = np.asarray(job.labels[core.slices])
+    rows = cpu.rows_of(load_array(job.work / "cut.npy"), table.ids)
+    low = table.lo[rows]
+    rows = rows[((low >= region.start) & (low < region.stop)).all(axis=1)]
+    boxes = boxes_around(table, rows, job.volume)
+    near = region.grow(job.grid.largest, within=job.grid.shape)
+    together = [box for box in boxes if box.intersect(near) == box]
+    shared = Region((0,) * 3, (0,) * 3)
+    if together:  # read once; what reaches further is read by itself
+        shared = Region(
+            tuple(min(starts) for starts in zip(*(b.start for b in together), strict=True)),
+            tuple(max(stops) for stops in zip(*(b.stop for b in together), strict=True)),
+        )
+    labels, mask = job.read(shared), job.read_mask(shared)
+    voxels = np.zeros((len(rows), 3), dtype=np.int64)
+    for n, (row, box) in enumerate(zip(rows.tolist(), boxes, strict=True)):
+        if box.intersect(shared) == box:
+            local = box.relative_to(shared.start).slices
+            seen, known = labels[local], None if mask is None else mask[local]
+        else:
+            seen, known = job.read(box), job.read_mask(box)
+        assert known is not None
+        inside = seen == table.ids[row].astype(seen.dtype)
+        voxels[n] = deepest_voxel(inside, is_annotated(known), box)
+    save_table(job.work / "centres" / f"{task.number}.npz", rows=rows, voxels=voxels)
+    return len(rows)
+
+
+def point_all(job: FlowJob) -> int:
+    """Stage pointed: the table with those centres; gives how many."""
+    table = load_instances(job.work / "instances")
+    parts = [load_table(job.work / "centres" / f"{n}.npz") for n in range(len(job.grid))]
+    rows, voxels = (np.concatenate([part[name] for part in parts]) for name in ("rows", "voxels"))
+    save_instances(job.work / "pointed", pointed_at(table, rows, voxels))
+    return len(rows)
+
+
+def _flow(job: FlowJob, core: Region) -> npt.NDArray[np.float32]:
+    table = load_instances(job.facts)
+    labels = job.read(core)
     if not labels.any():
         return np.zeros((3, *core.shape), dtype=np.float32)
     read = choose_read(labels, core, table=table, settings=job.settings, volume=job.volume)
     if read != core:
-        labels = np.asarray(job.labels[read.slices])
+        labels = job.read(read)
+    mask = None if job.settings.method == "direct" else job.read_mask(read)
     shift = np.asarray(job.origin, dtype=np.int64)
     rows = rows_in(table, cpu.compact(labels)[1])
     moved = InstanceTable(
@@ -137,14 +219,13 @@ def _flow(job: FlowJob, core: Region) -> npt.NDArray[np.float32]:
     )
     back = tuple(-o for o in job.origin)
     piece = Piece(*(r.relative_to(back) for r in (core, read, job.volume)))
-    return flow_of_block(labels, piece, table=moved, settings=job.settings)
+    return flow_of_block(labels, piece, table=moved, settings=job.settings, spatial_mask=mask)
 
 
 def make_block(task: Task) -> int:
     """Stage flows, without overlap: the flow of a block into the output."""
     core = task.job.grid.region(task.number)
-    assert task.job.out is not None
-    task.job.out[(slice(None), *core.slices)] = _flow(task.job, core)
+    task.job.write(core, _flow(task.job, core))
     return core.size
 
 
@@ -172,8 +253,7 @@ def fuse_block(task: Task) -> int:
             values = np.concatenate([tile_flow, lengths[None]])
             tapers = job.tapers(tile)
             add_weighted(total, weights, core, tile=tile, tapers=tapers, values=values)
-    assert job.out is not None
-    job.out[(slice(None), *core.slices)] = unit_vectors(total[:3]) * (total[3] / weights)
+    job.write(core, unit_vectors(total[:3]) * (total[3] / weights))
     return core.size
 
 
@@ -186,6 +266,7 @@ def flows(
     n_iter: int = 200,
     adaptive_iters: bool = True,
     adaptive_factor: float = 6,
+    spatial_mask: Any = None,
     origin: tuple[int, ...] = (0, 0, 0),
     overlap: Any = 0,
     context: Any = "auto",
@@ -211,6 +292,8 @@ def flows(
         "diffusion" (objects of any form) or "direct" (convex objects).
     potential, n_iter, adaptive_iters, adaptive_factor
         See `generate_diffusion_flows`.
+    spatial_mask
+        ``[Z,Y,X]``, 1 where annotated, as the labels or an array.
     origin
         Global index of the first voxel, where the labels are cut out of a larger volume.
     overlap
@@ -255,24 +338,36 @@ def flows(
     source = open_input(labels, argument="labels", axes=3)
     check_labels(source)
     grid = options.grid(tuple(int(n) for n in source.shape))
+    mask = open_mask(spatial_mask, grid.shape)
     shared = _checked_overlap(overlap, grid)
-    place = options.output(output, [source])
-    mark = fingerprint("flows", input_mark(source), settings, shared, start, dtype, grid.chunks)
+    place = options.output(output, [source, mask])
+    inputs = [input_mark(source), None if mask is None else input_mark(mask)]
+    mark = fingerprint("flows", inputs, settings, shared, start, dtype, grid.chunks)
     final = fingerprint(mark, zarr_format)
     if published_already(place, final, options):
         return RunResult(place.open(), place.path, _title(settings, grid), 0.0, {})
     began = time.monotonic()
     with open_run(place, options) as run:
         read = stored(source, run.work, argument="labels")
+        known = None if mask is None else stored(mask, run.work, argument="spatial_mask")
         chunks = (3, *output_chunks(grid.largest, grid.shape))
         out = place.create((3, *grid.shape), chunks, dtype, zarr_format=zarr_format)  # type: ignore[arg-type]
-        job = FlowJob(read, settings, grid, shared, start, run.work, out)
-        instances = _run_stages(run, job, mark)
+        job = FlowJob(read, settings, grid, shared, start, run.work, out, known)
+        (instances,) = run_stages(run, [job], inputs, mark)
         details = _details(run, job, instances, began)
         array = place.publish(
             geometry=geometry_of(source), attributes={"fingerprint": final, **_plain(settings)}
         )
     return RunResult(array, place.path, _title(settings, grid), time.monotonic() - began, details)
+
+
+def open_mask(spatial_mask: Any, shape: tuple[int, ...]) -> Any:
+    """Open a spatial mask, if there is one, and check its shape."""
+    if spatial_mask is None:
+        return None
+    mask = open_input(spatial_mask, argument="spatial_mask", axes=3)
+    check_same_shape(mask.shape, shape, argument="spatial_mask", of="the labels")
+    return mask
 
 
 def _checked_overlap(overlap: Any, grid: BlockGrid) -> tuple[int, ...]:
@@ -290,19 +385,41 @@ def _checked_overlap(overlap: Any, grid: BlockGrid) -> tuple[int, ...]:
     return shared
 
 
-def _run_stages(run: Run, job: FlowJob, mark: str) -> int:
-    tasks = [Task(job, n) for n in range(len(job.grid))]
-    voxels = [region.size for region in job.grid]
-    facts_mark = fingerprint("table", input_mark(job.labels), job.grid.chunks)
-    run.ledger.run(run.engine, "table", facts_mark, measure_block, tasks, voxels=voxels)
-    (instances,) = run.ledger.run(run.engine, "facts", facts_mark, sum_tables, [job])
+def run_stages(run: Run, jobs: list[FlowJob], inputs: list[Any], mark: str) -> list[int]:
+    """Run all stages of one volume, or of all classes of a stack; give the numbers of instances.
+
+    Parameters
+    ----------
+    run
+        Where.
+    jobs
+        One for each volume, of the same blocks.
+    inputs
+        What changes when labels or mask do.
+    mark
+        Fingerprint of all that the flows depend on.
+    """
+    grid, ledger, engine = jobs[0].grid, run.ledger, run.engine
+
+    def tasks(which: list[FlowJob]) -> dict[str, Any]:
+        """Those of every block."""
+        voxels = [region.size for region in grid] * len(which)
+        return {"items": [Task(j, n) for j in which for n in range(len(grid))], "voxels": voxels}
+
+    cut = [job for job in jobs if job.may_be_cut]
+    facts = fingerprint("table", inputs, grid.chunks, len(jobs), [job.row for job in cut])
+    ledger.run(engine, "table", facts, measure_block, **tasks(jobs))
+    instances = ledger.run(engine, "facts", facts, sum_tables, jobs)
+    if cut:
+        ledger.run(engine, "centres", facts, point_block, **tasks(cut))
+        ledger.run(engine, "pointed", facts, point_all, cut)
     written = fingerprint(mark, run.output.identity)
-    if any(job.overlap):
-        run.ledger.run(run.engine, "flows", mark, make_tile, tasks, voxels=voxels)
-        run.ledger.run(run.engine, "fuse", written, fuse_block, tasks, voxels=voxels)
+    if any(jobs[0].overlap):
+        ledger.run(engine, "flows", mark, make_tile, **tasks(jobs))
+        ledger.run(engine, "fuse", written, fuse_block, **tasks(jobs))
     else:
-        run.ledger.run(run.engine, "flows", written, make_block, tasks, voxels=voxels)
-    return int(instances)
+        ledger.run(engine, "flows", written, make_block, **tasks(jobs))
+    return [int(count) for count in instances]
 
 
 def _plain(settings: FlowSettings) -> dict[str, Any]:
