@@ -10,7 +10,9 @@ from __future__ import annotations
 import concurrent.futures as cf
 import heapq
 import multiprocessing
+import os
 import socket
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -268,6 +270,18 @@ class DaskEngine(Engine):
             self.client.cancel(waiting)
 
 
+def _end_with_parent() -> None:
+    """Make a pool's process end when the one that began it is gone, also if that was killed."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
 def _dashboard_address() -> str:
     """Port 8787 of loopback if it is free, else any: what is shown is for this machine's user."""
     with socket.socket() as probe:
@@ -360,7 +374,9 @@ def open_engine(cluster: Cluster = None, *, stream: TextIO | None = None) -> Ite
         elif cluster == "processes":
             cores = available_cores()
             context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(cf.ProcessPoolExecutor(cores, mp_context=context))
+            pool = stack.enter_context(
+                cf.ProcessPoolExecutor(cores, mp_context=context, initializer=_end_with_parent)
+            )
             yield PoolEngine("processes", pool, cores, stream)
         elif cluster == "local":
             yield DaskEngine(_local_client(stack, stream), stream)
