@@ -12,10 +12,13 @@ import click
 from topo_dask.config import METHODS, POTENTIALS
 from topo_dask.demo import run_demo
 from topo_dask.errors import TopoError
+from topo_dask.graph.blend import BEYOND, TILE_BLENDS
+from topo_dask.graph.fuse import LASTS
 from topo_dask.kernels.resample import BLENDS, ORDERS
 from topo_dask.run.compare import compare as run_compare
 from topo_dask.run.flows import FLOW_TYPES
 from topo_dask.run.flows import flows as run_flows
+from topo_dask.run.map_tiles import map_tiles as run_map_tiles
 from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.segment import HALO
 from topo_dask.run.segment import segment as run_segment
@@ -89,7 +92,25 @@ class Names(click.ParamType[Any]):
         return [name.strip() for name in value.split(",")]
 
 
+class Points(click.ParamType[Any]):
+    """Points separated by semicolons: y,x;y,x."""
+
+    name = "y,x;y,x"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse; whole numbers stay whole."""
+        if not isinstance(value, str):
+            return value
+        try:
+            rows = [[float(n) for n in point.split(",")] for point in value.split(";")]
+        except ValueError:
+            self.fail(f"{value!r} is not a list of points, like 0,0;100,100")
+        whole = all(n.is_integer() for row in rows for n in row)
+        return tuple(tuple(int(n) for n in row) if whole else tuple(row) for row in rows)
+
+
 LENGTHS = Lengths()
+POINTS = Points()
 NUMBERS = Numbers()
 
 
@@ -121,6 +142,8 @@ class _Commands(click.Group):
             cause = error.__cause__
             if cause is not None and not isinstance(cause, TopoError):
                 click.echo(f"Cause: {type(cause).__name__}: {cause}", err=True)
+            for note in getattr(error, "__notes__", ()):  # the traceback of a user's function
+                click.echo(note, err=True)
             ctx.exit(1)
 
 
@@ -215,6 +238,36 @@ def fuse(**options: Any) -> None:
     """Fuse the tiles of TABLE (CSV, JSON, OME-TIFF, OME-XML) into one zarr array at OUTPUT."""
     table = read_tile_table(options.pop("table"))
     click.echo(repr(fuse_mosaic(table, **options)))
+
+
+@main.command("map-tiles")
+@click.argument("model", metavar="MODULE:FUNCTION")
+@click.argument("image", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option("--tile", type=LENGTHS, required=True, help="Shape of a tile, e.g. 256,256.")
+@click.option("--overlap", type=LENGTHS, default=0, show_default=True, help="Shared and blended.")
+@click.option("--context", type=LENGTHS, default=0, show_default=True, help="Seen, thrown away.")
+@click.option("--last", type=click.Choice(LASTS), default="move", show_default=True)
+@click.option("--blend", type=click.Choice(TILE_BLENDS), default="cosine", show_default=True)
+@click.option("--normalise", is_flag=True, help="Scale vectors along the channels to length 1.")
+@click.option("--channels", type=int, help="Of the result. [default: from one tile]")
+@click.option("--dtype", help="Of the result. [default: from one tile]")
+@click.option("--batch", type=int, help="Tiles a call, along a first axis. [default: no such axis]")
+@click.option("--pass-origin", is_flag=True, help="Call the function with origin=.")
+@click.option("--beyond", type=click.Choice(BEYOND), default="reflect", show_default=True)
+@click.option("--mask", type=click.Path(), help="Area of interest: zarr array at any scale.")
+@click.option("--box", "boxes", type=POINTS, multiple=True, help="Area of interest: first;end.")
+@click.option("--polygon", type=POINTS, help="Area of interest: corners y,x;y,x;y,x.")
+@click.option("--skip-empty", is_flag=True, help="Leave out tiles of which no chunk is on disk.")
+@run_options
+def map_tiles(
+    model: str, image: str, output: str, skip_empty: bool, boxes: Any, **options: Any
+) -> None:
+    """Apply a function to overlapping tiles of IMAGE, blended into OUTPUT (zarr arrays)."""
+    sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
+    tile, overlap = options.pop("tile"), options.pop("overlap")
+    options |= {"skip": "empty" if skip_empty else None, "boxes": boxes or None}
+    click.echo(repr(run_map_tiles(model, image, tile, overlap, output, **options)))
 
 
 @main.command()

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 Read = Callable[[Region], Array]
 Results = Iterator[tuple[int, Array]]
 
-BLENDS = ("cosine", "linear", "mean", "max", "nearest")
+TILE_BLENDS = ("cosine", "linear", "mean", "max", "nearest")
 BEYOND = ("reflect", "edge", "zero", "clip")
 
 
@@ -38,7 +38,7 @@ class TileSettings:
     Parameters
     ----------
     blend
-        One of `BLENDS`.
+        One of `TILE_BLENDS`.
     normalise
         Scale the blended vectors (along the channels) to length 1.
     batch
@@ -62,7 +62,7 @@ class TileSettings:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (("blend", BLENDS), ("beyond", BEYOND)):
+        for name, allowed in (("blend", TILE_BLENDS), ("beyond", BEYOND)):
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(
                     name, repr(getattr(self, name)), f"one of: {', '.join(allowed)}"
