@@ -96,8 +96,9 @@ def _wall(local: Any, annotated: Any, walls: Any) -> None:
 
 
 @compiled
-def _plane(out: Any, links: Any, z0: Any, z1: Any, y0: Any, y1: Any, x0: Any, x1: Any) -> None:
+def _relax(out: Any, links: Any, near: Any) -> None:
     """One iteration on a flattened plane: a sixth of the sum of the linked neighbours."""
+    z0, z1, y0, y1, x0, x1 = near
     sixth = out.dtype.type(1 / 6)
     zero = out.dtype.type(0)
     for i in range(out.size):
@@ -112,16 +113,23 @@ def _plane(out: Any, links: Any, z0: Any, z1: Any, y0: Any, y1: Any, x0: Any, x1
 
 
 @compiled
-def _reflect(out: Any, old: Any, walls: Any) -> None:
-    """Add what a plane's no-flux walls reflect: a sixth of the voxel's own value for each."""
+def _relax_walled(out: Any, links: Any, near: Any, walls: Any, here: Any) -> None:
+    """The same, where each no-flux wall adds the voxel's own value to the sum."""
+    z0, z1, y0, y1, x0, x1 = near
     sixth = out.dtype.type(1 / 6)
+    zero = out.dtype.type(0)
     for i in range(out.size):
-        byte = walls[i]
-        if byte != 0:
-            count = 0
-            for bit in range(6):
-                count += (byte >> bit) & 1
-            out[i] += old[i] * out.dtype.type(count) * sixth
+        byte = links[i]
+        total = z0[i] if _bit(byte, 1) else zero
+        total = total + z1[i] if _bit(byte, 2) else total
+        total = total + y0[i] if _bit(byte, 4) else total
+        total = total + y1[i] if _bit(byte, 8) else total
+        total = total + x0[i] if _bit(byte, 16) else total
+        total = total + x1[i] if _bit(byte, 32) else total
+        closed = walls[i]
+        for bit in range(6):
+            total = total + here[i] if (closed >> bit) & 1 else total
+        out[i] = total * sixth
 
 
 @compiled
@@ -147,9 +155,7 @@ def _advance_plane(
     here = old[a:b]
     below = old[a - area : b - area] if plane > 1 else here
     above = old[a + area : b + area] if plane < planes - 2 else here
-    _plane(
-        new[a:b],
-        links[a:b],
+    near = (
         below,
         above,
         old[a - width : b - width],
@@ -158,7 +164,9 @@ def _advance_plane(
         old[a + 1 : b + 1],
     )
     if walls.size:
-        _reflect(new[a:b], here, walls[a:b])
+        _relax_walled(new[a:b], links[a:b], near, walls[a:b], here)
+    else:
+        _relax(new[a:b], links[a:b], near)
     _mirror(new, plane, rows, width)
 
 
@@ -200,45 +208,73 @@ def _advance_gap(
 
 @compiled
 def _add_derivative(
-    gradient: Any, field: Any, links: Any, walls: Any, local: Any, scale: Any, axis: int, core: Any
+    gradient: Any, field: Any, masks: Any, local: Any, scale: Any, axis: int, core: Any, boxes: Any
 ) -> None:
     """Add ``scale[instance]`` times the central difference of ``field`` along ``axis``.
 
     Neighbours of other instances count 0. The difference is one-sided at an outer face of the
-    array and at a wall, 0 where both sides are closed. Instances whose scale is NaN are skipped.
+    array and at a wall, 0 where both sides are closed. Instances whose scale is NaN are skipped;
+    ``boxes`` ``[B,7]`` (first and end along each axis of the core, the instance or 0 for any) hold
+    all others.
     """
-    z_first, y_first, x_first = core
+    links, walls = masks
     ny, nx = local.shape[1:]
     stride = (ny * nx, nx, 1)[axis]
     last = local.shape[axis] - 2
     low_bit = np.uint8(1 << (2 * axis))
     high_bit = np.uint8(2 << (2 * axis))
-    for z in range(gradient.shape[0]):
-        for y in range(gradient.shape[1]):
-            for x in range(gradient.shape[2]):
-                pz, py, px = z + z_first + 1, y + y_first + 1, x + x_first + 1
-                factor = scale[local[pz, py, px]]
-                if np.isnan(factor):
+    for b in range(boxes.shape[0]):
+        for z in range(boxes[b, 0], boxes[b, 1]):
+            for y in range(boxes[b, 2], boxes[b, 3]):
+                for x in range(boxes[b, 4], boxes[b, 5]):
+                    pz, py, px = z + core[0] + 1, y + core[1] + 1, x + core[2] + 1
+                    number = local[pz, py, px]
+                    if np.isnan(scale[number]) or (boxes[b, 6] != 0 and boxes[b, 6] != number):
+                        continue
+                    i = (pz * ny + py) * nx + px
+                    p = (pz, py, px)[axis]
+                    closed_low = p == 1
+                    closed_high = p == last
+                    if walls.size:
+                        closed_low |= (walls[i] & low_bit) != 0
+                        closed_high |= (walls[i] & high_bit) != 0
+                    here = np.float64(field[i])
+                    before = np.float64(field[i - stride]) if links[i] & low_bit else 0.0
+                    after = np.float64(field[i + stride]) if links[i] & high_bit else 0.0
+                    if closed_low and closed_high:
+                        change = 0.0
+                    elif closed_low:
+                        change = after - here
+                    elif closed_high:
+                        change = here - before
+                    else:
+                        change = 0.5 * (after - before)
+                    gradient[z, y, x] += scale[number] * change
+
+
+@compiled
+def _boxes_of(local: Any, core: Any, size: Any, count: int) -> Any:
+    """For each number, its box in the core (first and end along each axis), and the number."""
+    boxes = np.zeros((count, 7), np.int64)
+    for z in range(size[0]):
+        for y in range(size[1]):
+            previous = 0
+            for x in range(size[2]):
+                k = local[z + core[0] + 1, y + core[1] + 1, x + core[2] + 1]
+                if k == 0:
+                    previous = 0
                     continue
-                i = (pz * ny + py) * nx + px
-                p = (pz, py, px)[axis]
-                closed_low = p == 1
-                closed_high = p == last
-                if walls.size:
-                    closed_low |= (walls[i] & low_bit) != 0
-                    closed_high |= (walls[i] & high_bit) != 0
-                here = np.float64(field[i])
-                before = np.float64(field[i - stride]) if links[i] & low_bit else 0.0
-                after = np.float64(field[i + stride]) if links[i] & high_bit else 0.0
-                if closed_low and closed_high:
-                    change = 0.0
-                elif closed_low:
-                    change = after - here
-                elif closed_high:
-                    change = here - before
-                else:
-                    change = 0.5 * (after - before)
-                gradient[z, y, x] += factor * change
+                box = boxes[k]
+                if box[6] == 0:
+                    box[0], box[2], box[4], box[6] = z, y, x, k
+                elif k != previous:
+                    box[2] = min(box[2], y)
+                    box[4] = min(box[4], x)
+                box[1] = z + 1
+                box[3] = max(box[3], y + 1)
+                box[5] = max(box[5], x + 1)
+                previous = k
+    return boxes
 
 
 @compiled
@@ -301,35 +337,23 @@ class _Domain:
         for plane in range(1, planes - 1):
             _mirror(start, plane, rows, width)
         (z0, y0, x0), size = self.core
-        inside = self.local[
-            tuple(slice(a + 1, a + 1 + n) for a, n in zip((z0, y0, x0), size, strict=True))
-        ]
-        present = np.zeros(self.iterations.size, dtype=bool)
-        present[inside.ravel()] = True
-        present[0] = False
+        boxes = _boxes_of(self.local, (z0, y0, x0), size, self.iterations.size)
+        present = boxes[:, 6] > 0
+        whole = np.array([[a, b, 0, size[1], 0, size[2], 0] for a, b in ranges(size[0], threads)])
         done = 0
         for stop in np.unique(self.iterations[present]).tolist():
             self.advance(fields, stop - done, run, threads)
             done = stop
+            stopping = present & (self.iterations == stop)
+            where = boxes[stopping]
+            if np.prod(where[:, 1:6:2] - where[:, 0:6:2], axis=1).sum() > np.prod(size):
+                where = whole  # cheaper than boxes that overlap
+            parts = [where[a:b] for a, b in ranges(len(where), threads)]
             for axis, gradient, scale in into:
-                chosen = np.where(present & (self.iterations == stop), scale, np.nan)
-                slabs = ranges(size[0], threads)
-                run(
-                    _add_derivative,
-                    [
-                        (
-                            gradient[a:b],
-                            fields[0],
-                            self.links,
-                            self.walls,
-                            self.local,
-                            chosen,
-                            axis,
-                            (z0 + a, y0, x0),
-                        )
-                        for a, b in slabs
-                    ],
-                )
+                chosen = np.where(stopping, scale, np.nan)
+                masks = (self.links, self.walls)
+                common = (gradient, fields[0], masks, self.local, chosen, axis, (z0, y0, x0))
+                run(_add_derivative, [(*common, part) for part in parts])
 
 
 @compiled
