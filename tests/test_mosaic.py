@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -29,7 +31,7 @@ from topo_dask.errors import (
 )
 from topo_dask.graph.mosaic import place_tiles, transform_matrices
 from topo_dask.grid import BlockGrid
-from topo_dask.storage import create_array, voxel_geometry
+from topo_dask.storage import create_array, open_array, voxel_geometry
 
 Array = npt.NDArray[Any]
 
@@ -460,8 +462,6 @@ def test_the_command_fuses_a_table(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, [*words, "--order", "1", "--no-progress"])
     assert done.exit_code == 0, done.output
     assert "Mosaic of 4 tiles" in done.output
-    from topo_dask.storage import open_array
-
     np.testing.assert_array_equal(open_array(out, argument="x", axes=(2,))[...], wanted)
     again = CliRunner().invoke(main, [*words, "--shape", "5,5", "--origin", "900.5,0"])
     assert again.exit_code == 1
@@ -569,3 +569,17 @@ def test_truncated_tiffs_are_all_listed(tmp_path: Path) -> None:
     assert "2 of 4" in str(caught.value)
     assert "tile 1: " in str(caught.value)
     assert "tile 2: " in str(caught.value)
+
+
+def test_the_benchmark_runs_and_compares(tmp_path: Path) -> None:
+    script = Path(__file__).resolve().parents[1] / "benchmarks" / "mosaic.py"
+    words = ["--axes", "3", "--tiles", "6", "--edge", "12", "--slabs", "2", "--cluster", "sync"]
+    done = subprocess.run(
+        [sys.executable, str(script), *words, "--folder", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "(OK)" in done.stdout
+    assert "Mosaic of 6 tiles" in done.stdout

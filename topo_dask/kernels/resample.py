@@ -187,105 +187,167 @@ def spline_coefficients(
 
 
 @compiled
-def _plane(part: Any, c: Any, at: Any, up: Any, f: Any) -> Any:
-    z, y, x = at
-    _, y1, x1 = up
-    a, b = np.float64(part[c, z, y, x]), np.float64(part[c, z, y, x1])
-    low = a + f[2] * (b - a)
-    if f[1] == 0.0:
-        return low
-    a, b = np.float64(part[c, z, y1, x]), np.float64(part[c, z, y1, x1])
-    return low + f[1] * (a + f[2] * (b - a) - low)
+def _positions(c: Any, m: Any, row: Any, lengths: Any) -> None:
+    """Where a row of the output lies in the tile, ``c[axis, k]``; -1 outside."""
+    z, y, x0 = row
+    b0 = m[0, 0] * z + m[0, 1] * y + m[0, 3]
+    b1 = m[1, 0] * z + m[1, 1] * y + m[1, 3]
+    b2 = m[2, 0] * z + m[2, 1] * y + m[2, 3]
+    b3 = m[3, 0] * z + m[3, 1] * y + m[3, 3]
+    s0, s1, s2, s3 = m[0, 2], m[1, 2], m[2, 2], m[3, 2]
+    last0, last1, last2 = lengths[0] - 1.0, lengths[1] - 1.0, lengths[2] - 1.0
+    for k in range(c.shape[1]):
+        x = np.float64(x0 + k)
+        w = b3 + s3 * x  # 1 for affine transforms
+        c0, c1, c2 = (b0 + s0 * x) / w, (b1 + s1 * x) / w, (b2 + s2 * x) / w
+        inside = (
+            (w > 0.0)
+            & (c0 >= -EDGE)
+            & (c0 <= last0 + EDGE)
+            & (c1 >= -EDGE)
+            & (c1 <= last1 + EDGE)
+            & (c2 >= -EDGE)
+            & (c2 <= last2 + EDGE)
+        )
+        c[0, k] = min(max(c0, 0.0), last0) if inside else -1.0
+        c[1, k] = min(max(c1, 0.0), last1)
+        c[2, k] = min(max(c2, 0.0), last2)
 
 
 @compiled
-def _linear(part: Any, c: Any, at: Any, up: Any, f: Any) -> Any:
-    low = _plane(part, c, at, up, f)
-    if f[0] == 0.0:
-        return low
-    return low + f[0] * (_plane(part, c, (up[0], at[1], at[2]), up, f) - low)
+def _nearest(v: Any, part: Any, c: Any, start: Any) -> None:
+    for k in range(c.shape[1]):
+        if c[0, k] >= 0.0:
+            z = int(c[0, k] + 0.5) - start[0]
+            y = int(c[1, k] + 0.5) - start[1]
+            x = int(c[2, k] + 0.5) - start[2]
+            for channel in range(len(v)):
+                v[channel, k] = part[channel, z, y, x]
 
 
 @compiled
-def _mirrored(i: Any, n: Any) -> Any:
-    if i < 0:
-        i = -i
-    if i > n - 1:
-        i = 2 * (n - 1) - i
-    # A tile of one or two voxels: what is still outside has the weight 0, or is voxel 0.
-    return max(0, min(i, n - 1))
+def _linear(v: Any, part: Any, c: Any, start: Any) -> None:
+    channels, nz, ny, nx = part.shape
+    flat = part.ravel()
+    deep = nz > 1
+    for k in range(c.shape[1]):
+        if c[0, k] < 0.0:
+            continue
+        iz, iy, ix = int(c[0, k]), int(c[1, k]), int(c[2, k])
+        fz, fy, fx = c[0, k] - iz, c[1, k] - iy, c[2, k] - ix
+        iz, iy, ix = iz - start[0], iy - start[1], ix - start[2]
+        # The last voxel has no next one, and needs none.
+        right = np.int64(ix + 1 < nx)
+        down = nx * np.int64(iy + 1 < ny)
+        at = (iz * ny + iy) * nx + ix
+        for channel in range(channels):
+            a, b = np.float64(flat[at]), np.float64(flat[at + right])
+            low = a + fx * (b - a)
+            a, b = np.float64(flat[at + down]), np.float64(flat[at + down + right])
+            value = low + fy * (a + fx * (b - a) - low)
+            if deep and fz > 0.0:
+                under = at + ny * nx
+                a, b = np.float64(flat[under]), np.float64(flat[under + right])
+                low = a + fx * (b - a)
+                a, b = np.float64(flat[under + down]), np.float64(flat[under + down + right])
+                value += fz * (low + fy * (a + fx * (b - a) - low) - value)
+            v[channel, k] = value
+            at += nz * ny * nx
 
 
 @compiled
-def _spline(k: Any, f: Any) -> Any:
-    if k == 0:
-        return (1.0 - f) * (1.0 - f) * (1.0 - f) / 6.0
-    if k == 1:
-        return (4.0 - 6.0 * f * f + 3.0 * f * f * f) / 6.0
-    if k == 2:
-        g = 1.0 - f
-        return (4.0 - 6.0 * g * g + 3.0 * g * g * g) / 6.0
-    return f * f * f / 6.0
+def _splines(w: Any, index: Any, position: Any, length: Any, start: Any) -> Any:
+    """Weights and places of the (up to) four voxels around a position; gives how many."""
+    i = int(position)
+    f = position - i
+    if length == 1:
+        w[0], index[0] = 1.0, -start
+        return 1
+    g = 1.0 - f
+    w[0] = g * g * g / 6.0
+    w[1] = (4.0 - 6.0 * f * f + 3.0 * f * f * f) / 6.0
+    w[2] = (4.0 - 6.0 * g * g + 3.0 * g * g * g) / 6.0
+    w[3] = f * f * f / 6.0
+    for k in range(4):
+        # Mirrored at the faces; what is still outside then has the weight 0.
+        j = abs(i + k - 1)
+        j = 2 * (length - 1) - j if j > length - 1 else j
+        index[k] = max(0, j) - start
+    return 4
 
 
 @compiled
-def _cubic(part: Any, c: Any, i: Any, f: Any, lengths: Any, start: Any) -> Any:
-    total = 0.0
-    for kz in range(4 if lengths[0] > 1 else 1):
-        wz = _spline(kz, f[0]) if lengths[0] > 1 else 1.0
-        z = _mirrored(i[0] + kz - 1, lengths[0]) - start[0]
-        for ky in range(4 if lengths[1] > 1 else 1):
-            wy = _spline(ky, f[1]) if lengths[1] > 1 else 1.0
-            y = _mirrored(i[1] + ky - 1, lengths[1]) - start[1]
-            along = 0.0
-            for kx in range(4 if lengths[2] > 1 else 1):
-                wx = _spline(kx, f[2]) if lengths[2] > 1 else 1.0
-                x = _mirrored(i[2] + kx - 1, lengths[2]) - start[2]
-                along += wx * part[c, z, y, x]
-            total += wz * wy * along
-    return total
+def _cubic(v: Any, part: Any, c: Any, start: Any, lengths: Any) -> None:
+    w = np.zeros((3, 4))
+    index = np.zeros((3, 4), dtype=np.int64)
+    for k in range(c.shape[1]):
+        if c[0, k] < 0.0:
+            continue
+        nz = _splines(w[0], index[0], c[0, k], lengths[0], start[0])
+        ny = _splines(w[1], index[1], c[1, k], lengths[1], start[1])
+        nx = _splines(w[2], index[2], c[2, k], lengths[2], start[2])
+        for channel in range(len(v)):
+            total = 0.0
+            for z in range(nz):
+                for y in range(ny):
+                    along = 0.0
+                    for x in range(nx):
+                        along += w[2, x] * part[channel, index[0, z], index[1, y], index[2, x]]
+                    total += w[0, z] * w[1, y] * along
+            v[channel, k] = total
 
 
 @compiled
-def _turn(v: Any, forward: Any, at: Any, position: Any) -> None:
-    """Turn a vector of the tile by the transform's derivative there, in place."""
+def _turn(v: Any, forward: Any, c: Any, row: Any) -> None:
+    """Turn vectors of the tile by the transform's derivative where each is, in place."""
     axes = len(v)
     skip = 3 - axes
-    scale = forward[3, 3]
-    for j in range(3):
-        scale += forward[3, j] * at[j]
-    old = v.copy()
-    for i in range(axes):
-        total = 0.0
+    old = np.zeros(axes, dtype=v.dtype)
+    here = np.zeros(3)
+    for k in range(c.shape[1]):
+        here[0], here[1], here[2] = row[0], row[1], row[2] + k
+        scale = forward[3, 3]
+        for j in range(3):
+            scale += forward[3, j] * c[j, k]
         for j in range(axes):
-            slope = forward[i + skip, j + skip] - position[i + skip] * forward[3, j + skip]
-            total += slope * old[j]
-        v[i] = total / scale
+            old[j] = v[j, k]
+        for i in range(axes):
+            total = 0.0
+            for j in range(axes):
+                slope = forward[i + skip, j + skip] - here[i + skip] * forward[3, j + skip]
+                total += slope * old[j]
+            v[i, k] = total / scale
 
 
 @compiled
-def _axis_weight(tables: Any, axis: Any, i: Any, up: Any, f: Any) -> Any:
-    return tables[axis, i] + f * (tables[axis, up] - tables[axis, i])
+def _weigh(row: Any, c: Any, tables: Any, lengths: Any) -> None:
+    """Weight of each position: along each axis linear between the voxels, multiplied."""
+    for k in range(c.shape[1]):
+        row[k] = 0.0
+        if c[0, k] >= 0.0:
+            weight = 1.0
+            for axis in range(3):
+                i = int(c[axis, k])
+                a = tables[axis, i]
+                weight *= a + (c[axis, k] - i) * (tables[axis, min(i + 1, lengths[axis] - 1)] - a)
+            row[k] = weight
 
 
 @compiled
-def _sample(v: Any, part: Any, i: Any, f: Any, lengths: Any, start: Any, order: Any) -> None:
-    z, y, x = i[0] - start[0], i[1] - start[1], i[2] - start[2]
-    if order == 0:
-        z, y, x = z + int(f[0] >= 0.5), y + int(f[1] >= 0.5), x + int(f[2] >= 0.5)
-        for c in range(len(v)):
-            v[c] = part[c, z, y, x]
-    elif order == 1:
-        up = (
-            min(i[0] + 1, lengths[0] - 1) - start[0],
-            min(i[1] + 1, lengths[1] - 1) - start[1],
-            min(i[2] + 1, lengths[2] - 1) - start[2],
-        )
-        for c in range(len(v)):
-            v[c] = _linear(part, c, (z, y, x), up, f)
-    else:
-        for c in range(len(v)):
-            v[c] = _cubic(part, c, i, f, lengths, start)
+def _blend(total: Any, mass: Any, v: Any, weight: Any, blend: Any) -> None:
+    """Blend a row of values into a row of the block."""
+    for k in range(len(weight)):
+        if weight[k] <= 0.0:
+            continue
+        if blend < 2:
+            for channel in range(len(v)):
+                total[channel, k] += weight[k] * v[channel, k]
+            mass[k] += weight[k]
+        else:
+            for channel in range(len(v)):
+                if mass[k] == 0.0 or (blend == 2 and v[channel, k] > total[channel, k]):
+                    total[channel, k] = v[channel, k]
+            mass[k] = 1.0
 
 
 @compiled
@@ -313,53 +375,34 @@ def accumulate(
         int64 ``[3]``: order; position of the blend in `BLENDS`; 1 to turn vectors.
     """
     order, blend, vector = modes
-    m, forward = maps
-    projective = m[3, 0] != 0.0 or m[3, 1] != 0.0 or m[3, 2] != 0.0 or m[3, 3] != 1.0
-    lengths = (place[4, 0], place[4, 1], place[4, 2])
-    start = (place[3, 0], place[3, 1], place[3, 2])
-    v = np.zeros(len(total), dtype=total.dtype)
-    for z in range(place[1, 0], place[2, 0]):
-        for y in range(place[1, 1], place[2, 1]):
-            b0 = m[0, 0] * z + m[0, 1] * y + m[0, 3]
-            b1 = m[1, 0] * z + m[1, 1] * y + m[1, 3]
-            b2 = m[2, 0] * z + m[2, 1] * y + m[2, 3]
-            b3 = m[3, 0] * z + m[3, 1] * y + m[3, 3]
-            for x in range(place[1, 2], place[2, 2]):
-                c0, c1, c2 = b0 + m[0, 2] * x, b1 + m[1, 2] * x, b2 + m[2, 2] * x
-                if projective:
-                    w = b3 + m[3, 2] * x
-                    if not w > 0.0:
-                        continue
-                    c0, c1, c2 = c0 / w, c1 / w, c2 / w
-                if (
-                    not (c0 >= -EDGE and c0 <= lengths[0] - 1 + EDGE)
-                    or not (c1 >= -EDGE and c1 <= lengths[1] - 1 + EDGE)
-                    or not (c2 >= -EDGE and c2 <= lengths[2] - 1 + EDGE)
-                ):
-                    continue
-                oz, oy, ox = z - place[0, 0], y - place[0, 1], x - place[0, 2]
-                covered = weights[oz, oy, ox] > 0.0
-                if blend == 3 and covered:
-                    continue
-                c0 = min(max(c0, 0.0), lengths[0] - 1.0)
-                c1 = min(max(c1, 0.0), lengths[1] - 1.0)
-                c2 = min(max(c2, 0.0), lengths[2] - 1.0)
-                i = (int(c0), int(c1), int(c2))
-                f = (c0 - i[0], c1 - i[1], c2 - i[2])
-                _sample(v, part, i, f, lengths, start, order)
-                if vector == 1:
-                    _turn(v, forward, (c0, c1, c2), (z, y, x))
-                if blend >= 2:
-                    for c in range(len(v)):
-                        if not covered or v[c] > total[c, oz, oy, ox]:
-                            total[c, oz, oy, ox] = v[c]
-                    weights[oz, oy, ox] = 1.0
-                    continue
-                weight = 1.0
-                if blend == 0:
-                    weight = _axis_weight(tables, 0, i[0], min(i[0] + 1, lengths[0] - 1), f[0])
-                    weight *= _axis_weight(tables, 1, i[1], min(i[1] + 1, lengths[1] - 1), f[1])
-                    weight *= _axis_weight(tables, 2, i[2], min(i[2] + 1, lengths[2] - 1), f[2])
-                for c in range(len(v)):
-                    total[c, oz, oy, ox] += weight * v[c]
-                weights[oz, oy, ox] += weight
+    low, high, start, lengths = place[1], place[2], place[3], place[4]
+    width = high[2] - low[2]
+    a = low[2] - place[0, 2]
+    c = np.zeros((3, width))
+    v = np.zeros((len(total), width), dtype=total.dtype)
+    row_weight = np.zeros(width)
+    for z in range(low[0], high[0]):
+        for y in range(low[1], high[1]):
+            row = (z, y, low[2])
+            _positions(c, maps[0], row, lengths)
+            if order == 0:
+                _nearest(v, part, c, start)
+            elif order == 1:
+                _linear(v, part, c, start)
+            else:
+                _cubic(v, part, c, start, lengths)
+            if vector == 1:
+                _turn(v, maps[1], c, row)
+            if blend == 0:
+                _weigh(row_weight, c, tables, lengths)
+            else:
+                for k in range(width):
+                    row_weight[k] = 1.0 if c[0, k] >= 0.0 else 0.0
+            oz, oy = z - place[0, 0], y - place[0, 1]
+            _blend(
+                total[:, oz, oy, a : a + width],
+                weights[oz, oy, a : a + width],
+                v,
+                row_weight,
+                blend,
+            )
