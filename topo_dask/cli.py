@@ -14,7 +14,7 @@ from topo_dask.demo import run_demo
 from topo_dask.errors import TopoError
 from topo_dask.graph.blend import BEYOND, TILE_BLENDS
 from topo_dask.graph.fuse import LASTS
-from topo_dask.kernels.resample import BLENDS, ORDERS
+from topo_dask.kernels.resample import BLENDS
 from topo_dask.run.compare import compare as run_compare
 from topo_dask.run.flows import FLOW_TYPES
 from topo_dask.run.flows import flows as run_flows
@@ -221,7 +221,7 @@ def segment(**options: Any) -> None:
 @main.command()
 @click.argument("table", type=click.Path())
 @click.argument("output", type=click.Path())
-@click.option("--order", type=click.Choice(ORDERS), default=1, show_default=True, help="Splines.")
+@click.option("--order", type=int, default=1, show_default=True, help="Of splines: 0, 1 or 3.")
 @click.option("--blend", type=click.Choice(BLENDS), default="cosine", show_default=True)
 @click.option("--overlap", type=LENGTHS, help="Width of the cosine tapers. [default: half a tile]")
 @click.option("--vector", is_flag=True, help="Channels are a vector: turn it with its tile.")
