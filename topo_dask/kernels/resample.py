@@ -33,7 +33,7 @@ BLENDS = ("cosine", "mean", "max", "first")
 """How tiles that cover the same voxel become one value; the position is the kernel's number."""
 
 EDGE = 1e-9
-"""Voxels by which a sample may lie outside the tile and still count: rounding, up to 10^6 voxels."""
+"""Voxels by which a sample may lie outside the tile and still count: rounding."""
 
 MARGIN = 32
 WINDOW = {2: 1024, 3: 96}
