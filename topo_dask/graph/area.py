@@ -64,7 +64,7 @@ def touching_mask(
     array([False,  True])
     """
     low = [a * m // n for a, (m, n) in zip(starts, scale, strict=True)]
-    high = [-(-b * m // n) for b, (m, n) in zip(stops, scale, strict=True)]
+    high = [(b - 1) * m // n + 1 for b, (m, n) in zip(stops, scale, strict=True)]
     found = np.zeros(tuple(map(len, starts)), dtype=bool)
     for row, (a, b) in enumerate(zip(low[0].tolist(), high[0].tolist(), strict=True)):
         flat = (np.asarray(mask[a:b]) != 0).any(axis=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ Read = Callable[[Region], Array]
 Results = Iterator[tuple[int, Array]]
 
 TILE_BLENDS = ("cosine", "linear", "mean", "max", "nearest")
+MOST_HELD = 1 << 22
+"""Largest array of sums that a thread keeps for its next block: 32 MiB."""
 BEYOND = ("reflect", "edge", "zero", "clip")
 
 
@@ -377,7 +380,7 @@ def fuse_parts(plan: TilePlan, block: int, parts: Parts, settings: TileSettings)
     region, touching = plan.blocks.region(block), plan.touching(block)
     channels = settings.channels or 1
     depth3 = (1,) * (3 - len(region.shape)) + region.shape
-    blender = _Blender((channels, *depth3), settings)
+    blender = _Blender((channels, *depth3), settings, plan.tiles.everything)
     starts, stops = touching.start.tolist(), touching.stop.tolist()
     along = plan.along(settings.blend)
     ends = dict.fromkeys(parts, 0)
@@ -406,22 +409,43 @@ def fuse_parts(plan: TilePlan, block: int, parts: Parts, settings: TileSettings)
 _ONE: tuple[Array, Array] = (np.ones(1), np.zeros(1, dtype=np.int64))
 
 
+_held = threading.local()
+
+
+def _scratch(name: str, size: int) -> npt.NDArray[np.float64]:
+    """Memory for sums, kept by each thread: getting it anew costs as much as adding."""
+    if size > MOST_HELD:
+        return np.empty(size)
+    held: npt.NDArray[np.float64] | None = getattr(_held, name, None)
+    if held is None or held.size < size:
+        held = np.empty(size)
+        setattr(_held, name, held)
+    return held[:size]
+
+
 class _Blender:
     """Adds the parts of tiles into one block."""
 
-    def __init__(self, shape: tuple[int, ...], settings: TileSettings) -> None:
+    def __init__(self, shape: tuple[int, ...], settings: TileSettings, everything: bool) -> None:
         assert settings.dtype is not None
         self.settings, self.dtype = settings, np.dtype(settings.dtype)
         self.kept = settings.blend in ("max", "nearest")
         # numba knows no float16.
         self.working = np.dtype({"e": "float32", "?": "uint8"}.get(self.dtype.char, self.dtype))
-        self.total = np.zeros(shape, dtype=self.working if self.kept else np.float64)
         if settings.blend == "max":
             self.state: Array = np.zeros(shape[1:], dtype=bool)
         elif settings.blend == "nearest":
             self.state = np.full(shape[1:], np.iinfo(np.int64).max)
-        else:
-            self.state = np.zeros(shape[1:])
+        if self.kept:
+            self.total: Array = np.zeros(shape, dtype=self.working)
+            return
+        self.total = _scratch("total", math.prod(shape)).reshape(shape)
+        self.state = _scratch("state", math.prod(shape[1:])).reshape(shape[1:])
+        # Clearing costs as much as adding; where no tile is left out, the first tile of each
+        # voxel overwrites what is there.
+        if not everything:
+            self.total[...] = 0
+            self.state[...] = 0
 
     def add(
         self,
@@ -447,7 +471,7 @@ class _Blender:
             return unit_vectors(vectors).astype(self.dtype, copy=False)
         if not self.kept and self.dtype.kind in "iub":
             np.rint(self.total, out=self.total)
-        return self.total.astype(self.dtype, copy=False)
+        return self.total.astype(self.dtype)
 
 
 def probed(settings: TileSettings, values: Array, axes: int) -> TileSettings:

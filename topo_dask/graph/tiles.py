@@ -78,6 +78,11 @@ class TileGrid:
         """Number of tiles that are computed."""
         return int(self.selected.sum())
 
+    @cached_property
+    def everything(self) -> bool:
+        """Whether all tiles are computed."""
+        return bool(self.selected.all())
+
     def region(self, number: int) -> Region:
         """The tile with this number (C order), without context."""
         index = np.unravel_index(number, self.counts)
@@ -356,7 +361,6 @@ class TilePlan:
         """For each block in the order the positions of those that compute tiles for it."""
         place = {number: position for position, number in enumerate(self.order.tolist())}
         strides = [math.prod(self.blocks.counts[a + 1 :]) for a in range(len(self.axes))]
-        everything = bool(self.tiles.selected.all())
         index = np.stack(np.unravel_index(self.order, self.blocks.counts), axis=1)
         result = []
         for block, number in zip(index.tolist(), self.order.tolist(), strict=True):
@@ -367,7 +371,7 @@ class TilePlan:
                 continue
             for owner in itertools.product(*sources):
                 other = sum(i * s for i, s in zip(owner, strides, strict=True))
-                if other != number and (everything or self._shared(owner, block)):
+                if other != number and (self.tiles.everything or self._shared(owner, block)):
                     needed.append(place[other])
             result.append(sorted(needed))
         return result

@@ -172,8 +172,7 @@ def _compute(here: StoredJob, block: int) -> dict[int, Array]:
     job = here.job
     parts = BlockParts(job.plan, block, job.settings)
     own = job.plan.own(block)
-    there = set(os.listdir(here.kept(0).parent)) if here.kept(0).parent.is_dir() else set()
-    kept = [n for n in own if here.kept(n).name in there]
+    kept = [n for n in own if here.kept(n).exists()] if here.kept(0).parent.is_dir() else []
     for number in kept:
         parts.add(number, load_array(here.kept(number)))
     left = sorted(set(own) - set(kept))
