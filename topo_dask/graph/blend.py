@@ -19,7 +19,7 @@ from topo_dask.graph.blocks import Source, assemble
 from topo_dask.graph.fuse import unit_vectors
 from topo_dask.graph.tiles import TileGrid, TilePlan, Touching
 from topo_dask.grid import Region, as_lengths
-from topo_dask.kernels.cpu.tiles import add_tile, keep_largest, keep_nearest
+from topo_dask.kernels.cpu.tiles import add_next_tile, add_tile, keep_largest, keep_nearest
 
 Array = npt.NDArray[Any]
 Read = Callable[[Region], Array]
@@ -378,35 +378,29 @@ def fuse_parts(plan: TilePlan, block: int, parts: Parts, settings: TileSettings)
     ``[*channels, *block shape]``; 0 where no tile lies.
     """
     region, touching = plan.blocks.region(block), plan.touching(block)
-    channels = settings.channels or 1
-    depth3 = (1,) * (3 - len(region.shape)) + region.shape
-    blender = _Blender((channels, *depth3), settings, plan.tiles.everything)
-    starts, stops = touching.start.tolist(), touching.stop.tolist()
-    along = plan.along(settings.blend)
+    channels, axes = settings.channels or 1, len(region.shape)
+    missing = 3 - axes
+    blender = _Blender((channels, *(1,) * missing, *region.shape), settings, plan)
+    starts = [s.tolist() for s in plan.tiles.starts]
     ends = dict.fromkeys(parts, 0)
-    for number, owner, start, stop in zip(
-        touching.numbers, touching.owners.tolist(), starts, stops, strict=True
-    ):
-        shape = (1,) * (3 - len(start)) + tuple(b - a for a, b in zip(start, stop, strict=True))
-        first = ends[owner]
-        ends[owner] = first + channels * math.prod(shape)
-        values = parts[owner][first : ends[owner]].reshape(channels, *shape)
-        index = np.unravel_index(number, plan.tiles.counts)
-        fresh = [0] * (3 - len(start))
-        vectors = [_ONE[settings.blend == "nearest"]] * (3 - len(start))
-        for axis, i in enumerate(index):
-            o = int(plan.tiles.starts[axis][i])
-            vectors.append(along[axis][i, start[axis] - o : stop[axis] - o])
-            reached = int(plan.tiles.stops[axis][i - 1]) if i else 0
-            fresh.append(min(max(reached - start[axis], 0), stop[axis] - start[axis]))
-        there = (slice(None),) * (3 - len(start)) + tuple(
-            slice(a - o, b - o) for a, b, o in zip(start, stop, region.start, strict=True)
-        )
-        blender.add(values, there, (vectors[0], vectors[1], vectors[2]), tuple(fresh))
+    rows = zip(
+        touching.owners.tolist(),
+        touching.index.tolist(),
+        touching.start.tolist(),
+        touching.stop.tolist(),
+        strict=True,
+    )
+    for owner, index, start, stop in rows:
+        shape, there, inside = [1] * missing, [slice(0, 1)] * missing, []
+        for i, a, b, first, o in zip(index, start, stop, starts, region.start, strict=True):
+            shape.append(b - a)
+            there.append(slice(a - o, b - o))
+            inside.append((i, slice(a - first[i], b - first[i])))
+        begin = ends[owner]
+        ends[owner] = begin + channels * math.prod(shape)
+        values = parts[owner][begin : ends[owner]].reshape(channels, *shape)
+        blender.add(values, (slice(None), *there), inside)
     return blender.finish().reshape(*settings.leading, *region.shape)
-
-
-_ONE: tuple[Array, Array] = (np.ones(1), np.zeros(1, dtype=np.int64))
 
 
 _held = threading.local()
@@ -426,43 +420,53 @@ def _scratch(name: str, size: int) -> npt.NDArray[np.float64]:
 class _Blender:
     """Adds the parts of tiles into one block."""
 
-    def __init__(self, shape: tuple[int, ...], settings: TileSettings, everything: bool) -> None:
+    def __init__(self, shape: tuple[int, ...], settings: TileSettings, plan: TilePlan) -> None:
         assert settings.dtype is not None
         self.settings, self.dtype = settings, np.dtype(settings.dtype)
-        self.kept = settings.blend in ("max", "nearest")
+        self.blend, self.kept = settings.blend, settings.blend in ("max", "nearest")
+        self.everything, axes = plan.tiles.everything, len(plan.tiles.shape)
+        nearest = self.blend == "nearest"
+        # Axes that the image lacks have length 1: nothing before them, no distance, all weight.
+        none: list[Array] = [np.zeros(1, dtype=np.int64 if nearest else float)] * (3 - axes)
+        self.missing = (none if nearest else [np.ones(1)] * (3 - axes), none)
+        self.along = plan.along(self.blend)
         # numba knows no float16.
         self.working = np.dtype({"e": "float32", "?": "uint8"}.get(self.dtype.char, self.dtype))
-        if settings.blend == "max":
-            self.state: Array = np.zeros(shape[1:], dtype=bool)
-        elif settings.blend == "nearest":
-            self.state = np.full(shape[1:], np.iinfo(np.int64).max)
         if self.kept:
             self.total: Array = np.zeros(shape, dtype=self.working)
+            self.state: Array = np.zeros(shape[1:], dtype=bool)
+            if nearest:
+                self.state = np.full(shape[1:], np.iinfo(np.int64).max)
             return
         self.total = _scratch("total", math.prod(shape)).reshape(shape)
-        self.state = _scratch("state", math.prod(shape[1:])).reshape(shape[1:])
-        # Clearing costs as much as adding; where no tile is left out, the first tile of each
-        # voxel overwrites what is there.
-        if not everything:
-            self.total[...] = 0
-            self.state[...] = 0
-
-    def add(
-        self,
-        values: Array,
-        there: tuple[slice, ...],
-        along: tuple[Array, Array, Array],
-        fresh: tuple[int, ...],
-    ) -> None:
-        """Add a part, whose place in the block is ``there``."""
-        values = values.astype(self.working, copy=False)
-        total, state = self.total[(slice(None), *there)], self.state[there]
-        if self.settings.blend == "max":
-            keep_largest(total, state, values)
-        elif self.settings.blend == "nearest":
-            keep_nearest(total, state, values, along)
+        if self.everything:
+            self.before = plan.before(self.blend)
         else:
-            add_tile(total, state, values, along, (fresh[0], fresh[1], fresh[2]))
+            self.total[...] = 0
+            self.state = np.zeros(shape[1:])
+
+    def add(self, values: Array, there: tuple[slice, ...], inside: list[tuple[int, slice]]) -> None:
+        """Add a part, which lies ``there`` in the block and ``inside`` its tile (number, part)."""
+        values = values.astype(self.working, copy=False)
+        total = self.total[there]
+        if self.blend == "max":
+            keep_largest(total, self.state[there[1:]], values)
+            return
+        along = self._three(self.along, self.missing[0], inside)
+        if self.blend == "nearest":
+            keep_nearest(total, self.state[there[1:]], values, along)
+        elif self.everything:
+            before = self._three(self.before, self.missing[1], inside)
+            add_next_tile(total, values, along, before)
+        else:
+            add_tile(total, self.state[there[1:]], values, along)
+
+    @staticmethod
+    def _three(
+        vectors: tuple[Array, ...], missing: list[Array], inside: list[tuple[int, slice]]
+    ) -> tuple[Array, Array, Array]:
+        three = [*missing, *(v[place] for v, place in zip(vectors, inside, strict=True))]
+        return three[0], three[1], three[2]
 
     def finish(self) -> Array:
         """The block in the result's dtype."""

@@ -175,7 +175,7 @@ def _mean(
             values = values.astype(np.float32)
         view = mean[(slice(None), *there)]
         native = values.astype(values.dtype.newbyteorder("="), copy=False)
-        add_tile(view, weights[there], native, _along(part), (size[0], size[1], size[2]))
+        add_tile(view, weights[there], native, _along(part))
     return mean.reshape(*(() if channels is None else (channels,)), *block.shape)
 
 

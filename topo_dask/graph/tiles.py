@@ -85,11 +85,18 @@ class TileGrid:
 
     def region(self, number: int) -> Region:
         """The tile with this number (C order), without context."""
-        index = np.unravel_index(number, self.counts)
-        return Region(
-            tuple(int(s[i]) for s, i in zip(self.starts, index, strict=True)),
-            tuple(int(s[i]) for s, i in zip(self.stops, index, strict=True)),
-        )
+        start, stop = [], []
+        for (first, end), count in zip(self._limits, reversed(self.counts), strict=True):
+            number, i = divmod(number, count)
+            start.append(first[i])
+            stop.append(end[i])
+        return Region(tuple(start[::-1]), tuple(stop[::-1]))
+
+    @cached_property
+    def _limits(self) -> list[tuple[list[int], list[int]]]:
+        """First voxels and ends along the axes, last axis first."""
+        pairs = zip(reversed(self.starts), reversed(self.stops), strict=True)
+        return [(a.tolist(), b.tolist()) for a, b in pairs]
 
     def only(self, selected: npt.NDArray[np.bool_]) -> TileGrid:
         """The same grid with fewer tiles that count."""
@@ -101,6 +108,19 @@ class TileGrid:
             _normalised(a, b, n, blend)
             for a, b, n in zip(self.starts, self.stops, self.shape, strict=True)
         )
+
+    def before(self, weights: Sequence[Array]) -> tuple[npt.NDArray[np.float64], ...]:
+        """For each axis and tile the sum of the weights of earlier tiles, on the tile's voxels."""
+        result = []
+        for along, starts, stops, n in zip(
+            weights, self.starts, self.stops, self.shape, strict=True
+        ):
+            total, sums = np.zeros(n), np.zeros_like(along)
+            for row, new, a, b in zip(sums, along, starts.tolist(), stops.tolist(), strict=True):
+                row[: b - a] = total[a:b]
+                total[a:b] += new[: b - a]
+            result.append(sums)
+        return tuple(result)
 
     def distances(self) -> tuple[INT, ...]:
         """For each axis and tile the squared distance of its voxels to its centre, times 4."""
@@ -298,6 +318,7 @@ class Touching:
     """The tiles that touch a block, ascending: their parts in it, and who computes them."""
 
     numbers: list[int]
+    index: INT
     owners: npt.NDArray[np.int64]
     start: INT
     stop: INT
@@ -430,6 +451,13 @@ class TilePlan:
             )
         return self._along[blend]
 
+    def before(self, blend: str) -> tuple[Array, ...]:
+        """For each axis and tile the weights of earlier tiles, see `TileGrid.before`."""
+        name = f"before {blend}"
+        if name not in self._along:
+            self._along[name] = self.tiles.before(self.along(blend))
+        return self._along[name]
+
     @cached_property
     def _along(self) -> dict[str, tuple[Array, ...]]:
         return {}
@@ -459,6 +487,7 @@ class TilePlan:
         owners = [x.owner[i] for x, i in zip(self.axes, index, strict=True)]
         return Touching(
             numbers.tolist(),
+            np.stack(index, axis=1),
             np.ravel_multi_index(owners, self.blocks.counts).astype(np.int64),
             np.stack(start, axis=1),
             np.stack(stop, axis=1),

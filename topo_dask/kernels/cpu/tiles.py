@@ -18,12 +18,19 @@ INT = npt.NDArray[np.int64]
 
 
 @compiled
+def _move(mean: FLOAT, values: npt.NDArray[Any], share: FLOAT, count: int) -> None:
+    """Move the first entries of a row towards the values by their share, and set the others."""
+    mean[count:] = values[count:]
+    for x in range(count):
+        value = np.float64(values[x])
+        step = (value - mean[x]) * share[x]
+        # An infinite value stays infinite, whichever tile comes first.
+        mean[x] += step if abs(step) < np.inf else value
+
+
+@compiled
 def add_tile(
-    mean: FLOAT,
-    weights: FLOAT,
-    values: npt.NDArray[Any],
-    along: tuple[FLOAT, FLOAT, FLOAT],
-    fresh: tuple[int, int, int],
+    mean: FLOAT, weights: FLOAT, values: npt.NDArray[Any], along: tuple[FLOAT, FLOAT, FLOAT]
 ) -> None:
     """Take a tile into the weighted mean, in place; where tiles agree it is exactly their value.
 
@@ -35,15 +42,13 @@ def add_tile(
         ``[C,Z,Y,X]``, any real type but float16.
     along
         The weights along z, y and x, > 0; the tile's is their product.
-    fresh
-        From these voxels on along z, y and x (all three) no tile came before; saves time only.
 
     Examples
     --------
     >>> mean, weights, one = np.zeros((1, 1, 1, 2)), np.zeros((1, 1, 2)), np.ones(1)
     >>> along = one, one, np.array([1, 0.5])
-    >>> add_tile(mean, weights, np.full((1, 1, 1, 2), 3.0), along, (0, 0, 0))
-    >>> add_tile(mean, weights, np.full((1, 1, 1, 2), 1.0), along, (1, 1, 2))
+    >>> add_tile(mean, weights, np.full((1, 1, 1, 2), 3.0), along)
+    >>> add_tile(mean, weights, np.full((1, 1, 1, 2), 1.0), along)
     >>> mean.ravel(), weights.ravel()
     (array([2., 2.]), array([2., 1.]))
     """
@@ -52,22 +57,62 @@ def add_tile(
     share = np.empty(width)
     for z in range(depth):
         for y in range(height):
-            row = wz[z] * wy[y]
-            sums = weights[z, y]
-            reached = fresh[2] if z >= fresh[0] and y >= fresh[1] else width
-            sums[reached:] = row * wx[reached:]
-            for x in range(reached):
+            row, sums = wz[z] * wy[y], weights[z, y]
+            for x in range(width):
                 weight = row * wx[x]
                 sums[x] += weight
                 share[x] = weight / sums[x]
             for c in range(channels):
-                line, new = mean[c, z, y], values[c, z, y]
-                line[reached:] = new[reached:]
-                for x in range(reached):
-                    value = np.float64(new[x])
-                    step = (value - line[x]) * share[x]
-                    # An infinite value stays infinite, whichever tile comes first.
-                    line[x] += step if abs(step) < np.inf else value
+                _move(mean[c, z, y], values[c, z, y], share, width)
+
+
+@compiled
+def add_next_tile(
+    mean: FLOAT,
+    values: npt.NDArray[Any],
+    along: tuple[FLOAT, FLOAT, FLOAT],
+    before: tuple[FLOAT, FLOAT, FLOAT],
+) -> None:
+    """The same for the next tile of a full grid, whose weights along each axis sum to 1.
+
+    What came before needs no array of weights then, and what nothing came before is overwritten.
+
+    Parameters
+    ----------
+    mean, values, along
+        See `add_tile`; ``mean`` may hold anything at first.
+    before
+        Along each axis, the sum of the weights of earlier tiles.
+
+    Examples
+    --------
+    >>> mean, one, none = np.full((1, 1, 1, 3), 9.0), np.ones(1), np.zeros(1)
+    >>> first, second = np.array([1, 0.5]), np.array([0.5, 1])
+    >>> values = np.full((1, 1, 1, 2), 3.0)
+    >>> add_next_tile(mean[..., :2], values, (one, one, first), (none, none, np.zeros(2)))
+    >>> sums = none, none, np.array([0.5, 0])
+    >>> add_next_tile(mean[..., 1:], values - 2, (one, one, second), sums)
+    >>> mean.ravel()
+    array([3., 2., 1.])
+    """
+    channels, depth, height, width = values.shape
+    (wz, wy, wx), (bz, by, bx) = along, before
+    share, first, reached = np.empty(width), np.empty(width), 0
+    for x in range(width):
+        first[x] = wx[x] / (bx[x] + wx[x])
+        if bx[x] > 0:
+            reached = x + 1
+    for z in range(depth):
+        for y in range(height):
+            row, base = wz[z] * wy[y], bz[z] + wz[z] * by[y]
+            if base > 0:
+                for x in range(width):
+                    share[x] = row * wx[x] / (base + row * (bx[x] + wx[x]))
+            for c in range(channels):
+                if base > 0:
+                    _move(mean[c, z, y], values[c, z, y], share, width)
+                else:
+                    _move(mean[c, z, y], values[c, z, y], first, reached)
 
 
 @compiled
