@@ -122,9 +122,17 @@ def whirls(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
 
 
 @st.composite
+def currents(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
+    """Full speed along an axis, from one end of the volume to the other."""
+    field = np.zeros((3, *shape))
+    field[draw(st.sampled_from([2, 1, 0]))] = draw(st.sampled_from([1, -1]))
+    return field
+
+
+@st.composite
 def flows_to_follow(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
     """Any field, noise on it, parts of it 0, in half precision too."""
-    field = draw(st.one_of(flow_fields(shape), whirls(shape)))
+    field = draw(st.one_of(flow_fields(shape), whirls(shape), currents(shape)))
     rng = np.random.default_rng(draw(seeds))
     if draw(st.booleans()):
         field = field + rng.normal(scale=0.3, size=field.shape)
@@ -137,8 +145,9 @@ def flows_to_follow(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
 def volumes_with_flow(draw: st.DrawFn) -> tuple[np.ndarray | None, np.ndarray]:
     """A foreground (labels, a mask, a probability, none) and a flow."""
     labels = draw(label_volumes(max_side=11))
-    if draw(st.integers(0, 3)) == 0:  # else much of a volume may be empty
-        labels = np.ones_like(labels)
+    if draw(st.integers(0, 3)) == 0:  # full, else much of a volume may be empty; and a long way
+        sides = draw(st.permutations([1, draw(st.integers(1, 2)), draw(st.integers(1, 60))]))
+        labels = np.ones(sides, dtype=labels.dtype)
     kind = draw(st.sampled_from(["labels", "mask", "probability", "none"]))
     flow = draw(flows_to_follow(labels.shape))
     foreground = {
@@ -232,6 +241,23 @@ def test_lazy_labels_are_one_answer(data: st.DataObject) -> None:
     labels = topo_dask.postprocess_single(mask, flow, **settings)
     with dask.config.set(scheduler=scheduler):
         assert_array_equal(lazy.compute(), labels)
+    assert_array_equal(labels, oracle(mask, flow, settings))
+
+
+@given(data=st.data())
+def test_lazy_labels_of_thin_chunks_are_one_answer(data: st.DataObject) -> None:
+    """Particles that cross chunk after chunk at full speed, as many as the graph provides for."""
+    shape = data.draw(st.permutations([1, 1, data.draw(st.integers(1, 14))]))
+    flow = data.draw(st.one_of(currents(shape), flow_fields(shape))).astype(np.float32)
+    flow /= np.maximum(np.sqrt((flow.astype(np.float64) ** 2).sum(axis=0)), 1)
+    settings = {**data.draw(segment_parameters()), "min_size": 0}
+    settings["n_steps"] = data.draw(st.integers(0, 14))
+    mask = np.ones(shape, dtype=bool)
+    chunks = data.draw(st.sampled_from([1, 1, 2]))
+    lazy = topo_dask.postprocess_single(
+        da.from_array(mask, chunks=chunks), da.from_array(flow, chunks=(3, 9, 9, 9)), **settings
+    )
+    labels = lazy.compute(scheduler="sync")
     assert_array_equal(labels, oracle(mask, flow, settings))
 
 
