@@ -120,3 +120,16 @@ def test_errors_are_one_line_without_a_traceback(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     done = run("flows", "missing.zarr", "out.zarr", "--blocks", "a,b", cwd=tmp_path, code=2)
     assert "whole number" in done.stderr
+
+
+def test_resume_does_not_replace_the_result_of_other_settings(folder: Path) -> None:
+    array, common = "tissue.zarr/labels/s0", ["--blocks", "32", "--cluster", "sync"]
+    run("flows", array, "kept.zarr", "--n-iter", "5", *common, cwd=folder)
+    before = zarr.open_array(folder / "kept.zarr", mode="r")[...]
+    refused = run(
+        "flows", array, "kept.zarr", "--n-iter", "6", "--resume", *common, cwd=folder, code=1
+    )
+    assert "made of other inputs or with other settings" in refused.stderr
+    np.testing.assert_array_equal(zarr.open_array(folder / "kept.zarr", mode="r")[...], before)
+    again = run("flows", array, "kept.zarr", "--n-iter", "5", "--resume", *common, cwd=folder)
+    assert "was there already" in again.stdout

@@ -413,9 +413,12 @@ def test_a_finished_run_returns_at_once(
     assert "was there already" in repr(again)
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == times
     np.testing.assert_array_equal(again.array[...], first.array[...])
-    # Other settings make another result, which takes the place of the first.
+    # Other settings make another result: it takes the place of the first only if asked to.
     changed = {"flows": {"n_iter": 3}, "segment": {"min_size": 1000}}[run]
-    call(run, inputs, out, resume=True, **changed)
+    with pytest.raises(OutputExists, match="other settings"):
+        call(run, inputs, out, resume=True, **changed)
+    assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == times
+    call(run, inputs, out, overwrite=True, **changed)
     call(run, inputs, tmp_path / "other" / "out.zarr", **changed)
     assert tree(out) == tree(tmp_path / "other" / "out.zarr")
 

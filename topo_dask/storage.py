@@ -639,6 +639,14 @@ class Output:
             return zarr.open_array(store=node.store, path=array.path, mode="r")
         return node
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether an unfinished run left work behind."""
+        return any(
+            directory.is_dir() and not _is_empty_directory(directory)
+            for directory in self._directories
+        )
+
     def made_by(self) -> dict[str, Any]:
         """What `publish` was told of how the published result was made; empty if not by us."""
         attributes = _open_node(self.path, self.argument).attrs.asdict().get(MARK, {})

@@ -11,7 +11,7 @@ from typing import Any
 
 import zarr
 
-from topo_dask.errors import InvalidArgument
+from topo_dask.errors import InvalidArgument, OutputExists
 from topo_dask.grid import BlockGrid, as_lengths
 from topo_dask.run.execute import Cluster, Engine, open_engine
 from topo_dask.run.files import BLOCK
@@ -152,8 +152,25 @@ def speed(voxels: int, seconds: float) -> str:
 
 
 def published_already(output: Output, mark: str, options: RunOptions) -> bool:
-    """Whether, when resuming, the finished result of the very same run is there."""
-    return options.resume and output.exists and output.made_by().get("fingerprint") == mark
+    """Whether, when resuming, the finished result of the very same run is there.
+
+    Raises
+    ------
+    OutputExists
+        Another run's finished result is there, and no unfinished run to go on with.
+    """
+    if not (options.resume and output.exists):
+        return False
+    if output.made_by().get("fingerprint") == mark:
+        return True
+    if not output.unfinished:
+        raise OutputExists(
+            "output",
+            f"{str(output.path)!r}, made of other inputs or with other settings",
+            "with resume, an unfinished run or the result of this very run",
+            "Choose another output, or pass overwrite=True (--overwrite) to replace it.",
+        )
+    return False
 
 
 def geometry_of(source: Any) -> Geometry:
