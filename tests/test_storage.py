@@ -349,14 +349,14 @@ def test_no_chunk_lies_in_two_blocks(pairs: list[tuple[int, int]]) -> None:
     for chunk, block, length in zip(output_chunks(blocks, shape), blocks, shape, strict=True):
         assert 1 <= chunk <= length
         assert block >= length or block % chunk == 0
-        assert chunk <= 128 or chunk == block
+        assert chunk <= 64 or chunk == block
         assert chunk >= 16 or chunk in (block, length)
 
 
 def test_chunks_as_documented() -> None:
-    assert output_chunks((128, 256, 192), (512, 512, 512)) == (128, 128, 96)
-    assert output_chunks((96, 200, 130), (512, 512, 512)) == (96, 100, 65)
-    assert output_chunks((1, 257, 300), (512, 512, 512)) == (1, 257, 100)
+    assert output_chunks((128, 256, 192), (512, 512, 512)) == (64, 64, 64)
+    assert output_chunks((96, 200, 130), (512, 512, 512)) == (48, 50, 26)
+    assert output_chunks((1, 257, 300), (512, 512, 512)) == (1, 257, 60)
     assert output_chunks((3, 64, 64, 64), (3, 100, 50, 500)) == (3, 64, 50, 64)
 
 

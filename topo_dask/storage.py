@@ -47,7 +47,7 @@ AnyArray: TypeAlias = zarr.Array[Any]
 Source: TypeAlias = "str | os.PathLike[str] | AnyArray | zarr.Group | Store"
 ZarrFormat: TypeAlias = Literal[2, 3]
 
-MAX_CHUNK = 128
+MAX_CHUNK = 64
 MIN_CHUNK = 16
 GROUP_DEPTH = 3  # levels of groups that are searched for arrays, and of parents for metadata
 MAX_LISTED = 12
@@ -363,15 +363,16 @@ def _geometry(scale: Iterable[Any], translation: Iterable[Any], unit: Any) -> Ge
 def output_chunks(blocks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     """Chunk shape for an array written block by block: each chunk lies in one block.
 
-    Along each axis the largest divisor of the block length up to 128; the block itself where
-    that would be below 16; anything where one block covers the axis.
+    Along each axis the largest divisor of the block length up to 64; the block itself where
+    that would be below 16; anything where one block covers the axis. A block's halo decodes whole
+    chunks of its neighbours: with chunks as large as blocks 27 times the block.
 
     Examples
     --------
     >>> output_chunks((256, 200, 131), (512, 512, 512))
-    (128, 100, 131)
+    (64, 50, 131)
     >>> output_chunks((1000, 1000, 7), (300, 90, 70))
-    (128, 90, 7)
+    (64, 64, 7)
     """
     return tuple(_chunk(int(b), int(n)) for b, n in zip(blocks, shape, strict=True))
 
