@@ -273,19 +273,6 @@ def test_volumes_of_two_shapes_are_not_compared(disk: Path) -> None:
         topo_dask.compare(disk / "labels.zarr", disk / "other shape.zarr")
 
 
-def test_sources_of_permissions(disk: Path) -> None:
-    """What cannot be read is refused as such; permissions do not bind root."""
-    if os.geteuid() == 0:
-        pytest.skip("root may read anything")
-    locked = store(disk / "locked.zarr", LABELS)
-    locked.chmod(0)
-    try:
-        with refused(disk, InputNotFound, "labels", "ermission denied"):
-            topo_dask.flows(locked, disk / "out.zarr")
-    finally:
-        locked.chmod(0o755)
-
-
 # ------------------------------------------------------------------- negative labels and NaN
 
 
