@@ -310,7 +310,9 @@ def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:
     with pytest.raises(OutputExists):
         fuse_mosaic(tiles, transforms, **options)
     assert fuse_mosaic(tiles, transforms, resume=True, **options).seconds == 0
-    assert fuse_mosaic(tiles, transforms, resume=True, order=0, **options).seconds > 0
+    with pytest.raises(OutputExists, match="other settings"):
+        fuse_mosaic(tiles, transforms, resume=True, order=0, **options)
+    assert fuse_mosaic(tiles, transforms, overwrite=True, order=0, **options).seconds > 0
 
 
 # ---------------------------------------------------------------------------------- refusals

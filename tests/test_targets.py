@@ -393,7 +393,9 @@ def test_a_run_that_broke_off_goes_on(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(OutputExists):
         topo_dask.flow_targets(labels, path, **options)
     options["class_config"] = {**options["class_config"], "cell": {}}
-    other = topo_dask.flow_targets(labels, path, **options, resume=True)
+    with pytest.raises(OutputExists, match="other settings"):
+        topo_dask.flow_targets(labels, path, **options, resume=True)
+    other = topo_dask.flow_targets(labels, path, **options, overwrite=True)
     assert_array_equal(other.class_fg[...], labels > 0)
 
 
