@@ -2,17 +2,14 @@
 
 Wall time is that of the Python call on an open local cluster whose workers have imported the
 package and loaded the compiled code; how long that took is reported separately. It includes all
-that a run does: reading the input's metadata, the ledger, the scheduler, workers that wait for the
-last block of a stage, stages of one task, publishing. It is divided by
+that a run does: reading the input's metadata, the ledger, the scheduler, scratch files, workers
+that wait for the last block of a stage, stages of one task, publishing. It is divided by the
+kernels' (`topo_dask.kernels.cpu`) and the codec's (reading and writing zarr arrays) own time, as
+measured in the workers in that very run, divided by the number of workers: scratch files and NumPy
+in between count as cost.
 
-1. the block functions' own time: the same run in this process on an engine that calls the very
-   same functions on the very same blocks one after the other, with nothing but the seconds inside
-   these calls counted, divided by the number of workers. The functions read zarr, compute, write
-   zarr, and hand what other blocks need through scratch files.
-2. only that part of it that is spent in the kernels (`topo_dask.kernels.cpu`) and in reading and
-   writing zarr arrays: scratch files and NumPy in between then count as cost, too.
-3. the block functions' own time as measured in the workers, where others run at the same time:
-   what cores take from each other (memory bandwidth, caches, clock) is no longer counted.
+The same run in this process, one block after the other, shows beside it what the cores take from
+each other (memory bandwidth, caches, clock): that is no cost of distribution by software.
 
 Every engine runs once in each repetition, in turns; the figures are medians. Ends with status 1
 when the outputs differ.
@@ -65,14 +62,15 @@ def arguments() -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Timed:
-    """A block function that also says how long it took."""
+    """A block function that also says how long it took, in all and in its parts."""
 
     function: Callable[[Any], Any]
 
-    def __call__(self, item: Any) -> tuple[float, Any]:
-        began = time.perf_counter()
-        result = self.function(item)
-        return time.perf_counter() - began, result
+    def __call__(self, item: Any) -> tuple[float, dict[str, float], Any]:
+        with parts() as spent:
+            began = time.perf_counter()
+            result = self.function(item)
+            return time.perf_counter() - began, spent, result
 
 
 class Clock(Engine):
@@ -83,6 +81,7 @@ class Clock(Engine):
         self.inner = inner
         self.wall: dict[str, float] = defaultdict(float)
         self.own: dict[str, float] = defaultdict(float)
+        self.spent: dict[str, float] = defaultdict(float)
         self.tasks: dict[str, int] = defaultdict(int)
 
     def _completed(self, function: Any, items: Any) -> Iterator[Any]:
@@ -94,8 +93,10 @@ class Clock(Engine):
         """As the inner engine does it, timed."""
         began = time.perf_counter()
         with closing(self.inner.run(stage, Timed(function), items, **options)) as results:
-            for number, (seconds, result) in results:
+            for number, (seconds, spent, result) in results:
                 self.own[stage] += seconds
+                for kind in spent:
+                    self.spent[kind] += spent[kind]
                 self.tasks[stage] += 1
                 yield number, result
         self.wall[stage] += time.perf_counter() - began
@@ -134,7 +135,6 @@ class Measured:
 
     seconds: float
     clock: Clock
-    spent: dict[str, float]
     digest: str
 
     @property
@@ -151,17 +151,14 @@ def jobs(labels: Path, folder: Path, engine: Engine, options: dict[str, Any]) ->
     blocks, measured = options["blocks"], []
     for name in JOBS:
         clock = Clock(engine)
-        with parts() as spent:
-            began = time.perf_counter()
-            if name == "flows":
-                made = topo_dask.flows(labels, flows, cluster=clock, **options)
-            else:
-                made = topo_dask.segment(
-                    flows, out, foreground=labels, cluster=clock, blocks=blocks
-                )
-            seconds = time.perf_counter() - began
+        began = time.perf_counter()
+        if name == "flows":
+            made = topo_dask.flows(labels, flows, cluster=clock, **options)
+        else:
+            made = topo_dask.segment(flows, out, foreground=labels, cluster=clock, blocks=blocks)
+        seconds = time.perf_counter() - began
         mark = common.digest(made.array, axes=made.array.ndim)
-        measured.append(Measured(seconds, clock, dict(spent), mark))
+        measured.append(Measured(seconds, clock, mark))
     return measured
 
 
@@ -217,31 +214,34 @@ def measure(
 
 def costs(pairs: list[tuple[Measured, Measured]], workers: int) -> list[str]:
     """A column of the table: medians of one job."""
+
+    def median(side: int, seconds: Callable[[Measured], float]) -> float:
+        return statistics.median(seconds(pair[side]) for pair in pairs) / workers
+
     wall = statistics.median(run.seconds for run, _ in pairs)
-    there = statistics.median(run.own for run, _ in pairs) / workers
-    own = statistics.median(alone.own for _, alone in pairs) / workers
-    kernels, codec = (
-        statistics.median(alone.spent[kind] for _, alone in pairs) / workers
-        for kind in ("kernels", "codec")
-    )
-    rest = own - kernels - codec
-    seconds = [f"{s:.2f}" for s in (wall, own, kernels, codec, rest, there)]
-    ratios = [f"{wall / s:.2f}" for s in (own, kernels + codec, there)]
-    return [*seconds[:5], ratios[0], ratios[1], seconds[5], ratios[2]]
+    column = [f"{wall:.2f}"]
+    for side in (0, 1):
+        own = median(side, lambda run: run.own)
+        kernels = median(side, lambda run: run.clock.spent["kernels"])
+        codec = median(side, lambda run: run.clock.spent["codec"])
+        column += [f"{s:.2f}" for s in (own, kernels, codec, own - kernels - codec)]
+        column.append(f"{wall / (kernels + codec):.2f}")
+    return column
 
 
 def cost_table(found: dict[str, list[tuple[Measured, Measured]]], workers: int) -> str:
-    names = [
-        f"wall seconds on {workers} workers",
-        f"block functions, one at a time, / {workers}",
-        "- of it kernels",
-        "- of it zarr read and write",
-        "- of it scratch files and the rest",
-        f"1. wall / block functions (wanted <= {WANTED})",
-        "2. wall / (kernels + zarr)",
-        f"block functions in the workers, / {workers}",
-        "3. wall / block functions in the workers",
-    ]
+    names = [f"wall seconds on {workers} workers"]
+    for where, ratio in (
+        ("in the workers", f"wall / (kernels + zarr) (wanted <= {WANTED})"),
+        ("one at a time", "wall / (kernels + zarr), cores not sharing memory"),
+    ):
+        names += [
+            f"block functions {where}, / {workers}",
+            "- of it kernels",
+            "- of it zarr read and write",
+            "- of it scratch files and the rest",
+            ratio,
+        ]
     columns = [costs(pairs, workers) for pairs in found.values()]
     return common.table(["", *found], list(zip(names, *columns, strict=True)))
 

@@ -190,12 +190,31 @@ def test_direct_centres(labels, data):
 @given(
     hnp.array_shapes(min_dims=3, max_dims=3, max_side=9),
     seeds,
-    st.sampled_from(["float16", "float32", "float64"]),
+    st.sampled_from(["bool", "uint8", "int64", "float32"]),
+    st.sampled_from(["float64", "int64"]),
+    origins,
+    threads,
 )
-def test_interleave(shape, seed, dtype):
+def test_foreground_voxels(shape, seed, dtype, wanted, origin, number):
+    mask = (np.random.default_rng(seed).integers(-1, 2, size=shape)).astype(dtype)
+    for view in (mask, mask[:, ::-1], np.asfortranarray(mask)):
+        got = cpu.foreground_voxels(view, origin=origin, dtype=wanted, threads=number)
+        assert got.dtype == wanted
+        assert_array_equal(
+            got, reference.foreground_voxels(view, origin=origin, dtype=wanted), strict=True
+        )
+
+
+@given(
+    hnp.array_shapes(min_dims=3, max_dims=3, max_side=9),
+    seeds,
+    st.sampled_from(["float16", "float32", "float64"]),
+    threads,
+)
+def test_interleave(shape, seed, dtype, number):
     flow = np.random.default_rng(seed).normal(size=(3, *shape)).astype(dtype)
     for view in (flow, flow[:, ::-1], np.asfortranarray(flow)):
-        got = cpu.interleave(view)
+        got = cpu.interleave(view, threads=number)
         assert got.dtype == np.float32
         assert_array_equal(got, reference.interleave(view))
 

@@ -78,16 +78,41 @@ def join_particles(parts: Sequence[Particles]) -> Particles:
     )
 
 
-def first_particles(mask: npt.NDArray[Any], core: Region, *, home: int, n_steps: int) -> Particles:
-    """One particle at every foreground voxel of a block, in C order."""
-    voxels = np.argwhere(mask)
-    count = len(voxels)
-    return Particles(
-        (voxels + np.asarray(core.start)).astype(np.float64),
-        np.full(count, n_steps, dtype=np.int32),
-        np.full(count, home, dtype=np.int64),
-        np.arange(count, dtype=np.int64),
-    )
+def first_particles(
+    flow: npt.NDArray[np.float32],
+    mask: npt.NDArray[Any],
+    *,
+    core: Region,
+    read: Region,
+    task: tuple[int, tuple[int, ...], SegmentSettings],
+) -> tuple[npt.NDArray[np.float64], Particles]:
+    """Track one particle from every foreground voxel of a block, in C order.
+
+    Parameters
+    ----------
+    flow
+        Of ``read``, interleaved.
+    mask
+        Foreground of ``core``.
+    core, read
+        The block, and what is read around it.
+    task
+        Number of the block, shape of the volume, settings.
+
+    Returns
+    -------
+    ends
+        float64 ``[N,3]``: where each particle ended or left.
+    under_way
+        Those that left with steps still to make.
+    """
+    home, shape, settings = task
+    ends = cpu.foreground_voxels(mask, origin=core.start)
+    steps = np.full(len(ends), settings.n_steps, dtype=np.int32)
+    cpu.track(flow, ends, steps, origin=read.start, shape=shape, step_size=settings.step_size)
+    rows = np.flatnonzero(steps)
+    homes = np.full(len(rows), home, dtype=np.int64)
+    return ends, Particles(ends[rows], steps[rows], homes, rows)
 
 
 def advance(
@@ -97,27 +122,23 @@ def advance(
     origin: tuple[int, ...],
     shape: tuple[int, ...],
     step_size: float,
-    threads: int = 1,
 ) -> Particles:
     """The same particles where they stop or leave a flow (interleaved, see `kernels`)."""
     positions, steps = particles.positions.copy(), particles.steps.copy()
-    cpu.track(
-        flow,
-        positions,
-        steps,
-        origin=origin,
-        shape=shape,
-        step_size=step_size,
-        threads=threads,
-    )
+    cpu.track(flow, positions, steps, origin=origin, shape=shape, step_size=step_size)
     return Particles(positions, steps, particles.home, particles.row)
 
 
 def flow_ready(
-    flow: npt.NDArray[Any], *, read: Region, block: Region, argument: str = "flow"
+    flow: npt.NDArray[Any],
+    *,
+    read: Region,
+    block: Region,
+    argument: str = "flow",
+    threads: int = 1,
 ) -> npt.NDArray[np.float32]:
     """The flow read for a block as the kernel wants it; raises InvalidData for NaN or infinity."""
-    ready = cpu.interleave(flow)
+    ready = cpu.interleave(flow, threads=threads)
     check_finite(ready, origin=read.start, block=block, argument=argument)
     return ready
 
@@ -130,16 +151,24 @@ def by_block(
     Returns
     -------
     particles
-        Sorted.
+        Sorted; of those bound for one block, the ones under way come first.
     blocks
-        int64 ``[B]``, the destinations, ascending.
+        int64 ``[B]``, the destinations, ascending; twice where some are done and some under way.
     starts
         int64 ``[B + 1]``: those for ``blocks[i]`` are rows ``starts[i]`` to ``starts[i + 1]``.
     """
-    goal = np.where(particles.steps > 0, grid.owner(particles.positions), particles.home)
-    order = np.argsort(goal, kind="stable")
-    blocks, starts = np.unique(goal[order], return_index=True)
-    return particles.take(order), blocks, np.append(starts, len(order)).astype(np.int64)
+    done = particles.steps == 0
+    keys = 2 * np.where(done, particles.home, grid.owner(particles.positions)) + done
+    if len(keys) and np.ptp(keys) < 2**16:
+        keys = (keys - keys.min()).astype(np.uint16)  # which NumPy sorts by radix
+    order = np.argsort(keys, kind="stable")
+    ordered, sorted_keys = particles.take(order), keys[order]
+    new = np.ones(len(keys), dtype=bool)
+    new[1:] = sorted_keys[1:] != sorted_keys[:-1]
+    starts = np.flatnonzero(new)
+    first = ordered.take(starts)
+    blocks = np.where(first.steps == 0, first.home, grid.owner(first.positions))
+    return ordered, blocks, np.append(starts, len(order)).astype(np.int64)
 
 
 # ---------------------------------------------------------------------------------- lazy graph
@@ -151,12 +180,10 @@ def _begin(
     core: Region,
     read: Region,
     task: tuple[int, tuple[int, ...], SegmentSettings],
-) -> Particles:
+) -> tuple[npt.NDArray[np.float64], Particles]:
     """First round of a chunk."""
-    home, shape, settings = task
-    particles = first_particles(mask, core, home=home, n_steps=settings.n_steps)
     ready = flow_ready(flow, read=read, block=core)
-    return advance(ready, particles, origin=read.start, shape=shape, step_size=settings.step_size)
+    return first_particles(ready, mask, core=core, read=read, task=task)
 
 
 def _sorted_out(
@@ -188,10 +215,15 @@ def _go_on(
     )
 
 
-def _settle(home: int, started: Particles, rounds: Sequence[Particles]) -> npt.NDArray[np.float64]:
+def _settle(
+    home: int,
+    started: tuple[npt.NDArray[np.float64], Particles],
+    rounds: Sequence[Particles],
+) -> npt.NDArray[np.float64]:
     """Final positions of a chunk's particles, in their order."""
-    ends = started.positions.copy()
-    left = started.steps > 0
+    ends = started[0].copy()
+    left = np.zeros(len(ends), dtype=bool)
+    left[started[1].row] = True
     for later in rounds:
         mine = (later.home == home) & (later.steps == 0)
         ends[later.row[mine]] = later.positions[mine]
@@ -216,7 +248,7 @@ def lazy_endpoints(mask: da.Array, flow: da.Array, settings: SegmentSettings) ->
     reach = max(1, math.ceil(settings.n_steps * settings.step_size / LAZY_ROUNDS))
     steps_a_round = max(1, math.floor(reach / settings.step_size))
     rounds = max(1, math.ceil(settings.n_steps / steps_a_round))
-    begin, go_on = delayed(_begin), delayed(_go_on)
+    begin, go_on = delayed(_begin, nout=2), delayed(_go_on)
     reads = [core.grow(reach, within=grid.shape) for core in grid]
     field, foreground = Source.of(flow), Source.of(mask)
     flows = [field.read(read) for read in reads]
@@ -226,7 +258,7 @@ def lazy_endpoints(mask: da.Array, flow: da.Array, settings: SegmentSettings) ->
         for core, f, read, task in zip(grid, flows, reads, tasks, strict=True)
     ]
     history: list[list[Any]] = [[] for _ in tasks]
-    current = started
+    current = [pair[1] for pair in started]
     for _ in range(rounds - 1 if len(grid) > 1 else 0):
         travelling = delayed(_sorted_out)(current, grid, True)
         current = [
@@ -246,8 +278,7 @@ def _of_home(arrived: dict[int, Particles], home: int) -> Particles:
 
 
 def _coordinates(mask: npt.NDArray[Any], core: Region) -> npt.NDArray[np.int64]:
-    voxels: npt.NDArray[np.int64] = np.argwhere(mask).astype(np.int64)
-    return voxels + np.asarray(core.start, dtype=np.int64)
+    return cpu.foreground_voxels(mask, origin=core.start, dtype=np.int64)
 
 
 def check_inputs(sem_mask: Any, flow: Any) -> None:
@@ -306,14 +337,15 @@ def track_flows(sem_mask: Any, flow: Any, n_steps: int, step_size: float = 1.0) 
             da.concatenate([da.from_delayed(e, unknown, dtype=np.float64) for e in ends]),
         )
     mask = np.asarray(sem_mask)
-    whole = Region((0, 0, 0), mask.shape)
-    particles = first_particles(mask, whole, home=0, n_steps=settings.n_steps)
-    ended = advance(
-        flow_ready(np.asarray(flow), read=whole, block=whole),
-        particles,
+    whole, threads = Region((0, 0, 0), mask.shape), available_cores()
+    positions = cpu.foreground_voxels(mask, threads=threads)
+    cpu.track(
+        flow_ready(np.asarray(flow), read=whole, block=whole, threads=threads),
+        positions,
+        np.full(len(positions), settings.n_steps, dtype=np.int32),
         origin=(0, 0, 0),
         shape=mask.shape,
         step_size=step_size,
-        threads=available_cores(),
+        threads=threads,
     )
-    return particles.positions.astype(np.int64), ended.positions
+    return cpu.foreground_voxels(mask, dtype=np.int64, threads=threads), positions

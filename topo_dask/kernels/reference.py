@@ -316,6 +316,24 @@ def _deepest_voxel(mine: Mask, annotated: Mask) -> Int64:
 # ── tracking ─────────────────────────────────────────────────────────────────────────────────
 
 
+def foreground_voxels(
+    mask: npt.NDArray[Any],
+    *,
+    origin: Sequence[int] = (0, 0, 0),
+    dtype: npt.DTypeLike = np.float64,
+) -> npt.NDArray[Any]:
+    """Global indices of the voxels that are not 0, in C order: ``[N, 3]``.
+
+    Examples
+    --------
+    >>> foreground_voxels(np.array([[[0, 1, 1]]]), origin=(5, 0, 0), dtype=np.int64)
+    array([[5, 0, 1],
+           [5, 0, 2]])
+    """
+    voxels: npt.NDArray[Any] = (np.argwhere(mask) + np.asarray(origin)).astype(dtype)
+    return voxels
+
+
 def interleave(flow: npt.NDArray[Any]) -> Float32:
     """``[3, Z, Y, X]`` to ``float32[Z, Y, X, 4]``; the last channel is 0.
 

@@ -49,7 +49,7 @@ from topo_dask.run.job import (
 from topo_dask.run.ledger import fingerprint
 from topo_dask.storage import AnyArray, load_table, output_chunks, save_table
 
-HALO = 16
+HALO = 32
 """Default halo of the tracking: particles that stay within it need no second round."""
 
 PARTICLE = np.dtype(
@@ -130,21 +130,19 @@ Sent = list[tuple[int, int, int]]
 
 def _post(task: Task, particles: Particles) -> tuple[Sent, Sent]:
     """Write particles for other blocks: first those under way, then those on their way home."""
-    messages, lists, begin = [], [], 0
-    for under_way in (True, False):
-        some = particles.take((particles.steps > 0) == under_way)
-        ordered, blocks, starts = by_block(some, task.job.grid)
-        messages.append(ordered)
-        edges = (starts + begin).tolist()
-        lists.append(list(zip(blocks.tolist(), edges[:-1], edges[1:], strict=True)))
-        begin += len(ordered)
-    everything = join_particles(messages)
-    if len(everything):
-        rows = np.empty(len(everything), dtype=PARTICLE)
-        rows["position"], rows["steps"] = everything.positions, everything.steps
-        rows["home"], rows["row"] = everything.home, everything.row
-        save_array(task.job.file(f"mail/{task.round}", task.block), rows)
-    return lists[0], lists[1]
+    if len(particles) == 0:
+        return [], []
+    ordered, blocks, starts = by_block(particles, task.job.grid)
+    rows = np.empty(len(ordered), dtype=PARTICLE)
+    rows["position"], rows["steps"] = ordered.positions, ordered.steps
+    rows["home"], rows["row"] = ordered.home, ordered.row
+    save_array(task.job.file(f"mail/{task.round}", task.block), rows)
+    sent = list(zip(blocks.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True))
+    under_way = ordered.steps[starts[:-1]] > 0
+    return (
+        [message for message, moving in zip(sent, under_way, strict=True) if moving],
+        [message for message, moving in zip(sent, under_way, strict=True) if not moving],
+    )
 
 
 def _collect(task: Task) -> Particles:
@@ -168,14 +166,15 @@ def start_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
     job = task.job
     mask = job.read_mask(task.block)
     save_array(job.file("mask", task.block), np.packbits(mask))
-    flow = job.read_flow(task.block)
-    core, read = job.grid.region(task.block), job.region_read(task.block)
-    particles = first_particles(mask, core, home=task.block, n_steps=job.settings.n_steps)
-    ended = advance(
-        flow, particles, origin=read.start, shape=job.grid.shape, step_size=job.settings.step_size
+    ends, under_way = first_particles(
+        job.read_flow(task.block),
+        mask,
+        core=job.grid.region(task.block),
+        read=job.region_read(task.block),
+        task=(task.block, job.grid.shape, job.settings),
     )
-    save_array(job.file("ends", task.block), ended.positions)
-    return len(ended), _post(task, ended.take(np.flatnonzero(ended.steps > 0)))
+    save_array(job.file("ends", task.block), ends)
+    return len(ends), _post(task, under_way)
 
 
 def continue_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:

@@ -6,7 +6,7 @@ from topo_dask.kernels.cpu.cells import cell_numbers, cell_table, join_cells
 from topo_dask.kernels.cpu.diffusion import diffusion_flow
 from topo_dask.kernels.cpu.direct import direct_centres, direct_flow
 from topo_dask.kernels.cpu.labels import compact, instance_facts, rows_of
-from topo_dask.kernels.cpu.tracking import interleave, track
+from topo_dask.kernels.cpu.tracking import foreground_voxels, interleave, track
 
 __all__ = [
     "blend_weight",
@@ -17,6 +17,7 @@ __all__ = [
     "diffusion_flow",
     "direct_centres",
     "direct_flow",
+    "foreground_voxels",
     "instance_facts",
     "interleave",
     "join_cells",

@@ -16,9 +16,71 @@ LANES = 64
 
 
 @compiled
-def _fill4(flow: Any, out: Any) -> bool:
-    finite = True
-    for z in range(flow.shape[1]):
+def _count(mask: Any, first: int, end: int, counts: Any) -> None:
+    for z in range(first, end):
+        count = 0
+        for y in range(mask.shape[1]):
+            for x in range(mask.shape[2]):
+                count += mask[z, y, x] != 0
+        counts[z] = count
+
+
+@compiled
+def _fill_voxels(mask: Any, first: int, end: int, starts: Any, origin: Any, out: Any) -> None:
+    for z in range(first, end):
+        row = starts[z]
+        for y in range(mask.shape[1]):
+            for x in range(mask.shape[2]):
+                if mask[z, y, x] != 0:
+                    out[row, 0], out[row, 1], out[row, 2] = (
+                        z + origin[0],
+                        y + origin[1],
+                        x + origin[2],
+                    )
+                    row += 1
+
+
+def foreground_voxels(
+    mask: npt.NDArray[Any],
+    *,
+    origin: tuple[int, ...] = (0, 0, 0),
+    dtype: npt.DTypeLike = np.float64,
+    threads: int = 1,
+) -> npt.NDArray[Any]:
+    """Global indices of the voxels that are not 0, in C order: ``[N,3]``.
+
+    Parameters
+    ----------
+    mask
+        ``[Z,Y,X]``, any numbers.
+    origin
+        Global index of ``mask[0,0,0]``.
+    dtype
+        Of the result: float64 for the positions of particles, int64 for indices.
+    threads
+        Threads to use.
+
+    Examples
+    --------
+    >>> foreground_voxels(np.array([[[0, 1, 1]]]), origin=(5, 0, 0), dtype=np.int64)
+    array([[5, 0, 1],
+           [5, 0, 2]])
+    """
+    mask = native(mask.view(np.uint8) if mask.dtype == np.bool_ else mask)
+    counts = np.zeros(mask.shape[0], dtype=np.int64)
+    parts = ranges(mask.shape[0], threads)
+    with starmap(threads) as run:
+        run(_count, [(mask, a, b, counts) for a, b in parts])
+        starts = np.cumsum(counts) - counts
+        out = np.empty((int(counts.sum()), 3), dtype=dtype)
+        start = np.asarray(origin, dtype=np.int64)
+        run(_fill_voxels, [(mask, a, b, starts, start, out) for a, b in parts])
+    return out
+
+
+@compiled
+def _fill4(flow: Any, first: int, end: int, out: Any) -> None:
+    for z in range(first, end):
         for y in range(flow.shape[2]):
             for x in range(flow.shape[3]):
                 a = np.float32(flow[0, z, y, x])
@@ -27,12 +89,10 @@ def _fill4(flow: Any, out: Any) -> bool:
                 out[z, y, x, 0] = a
                 out[z, y, x, 1] = b
                 out[z, y, x, 2] = c
-                # x - x is 0 for every finite x, NaN else
-                finite &= (a - a) + (b - b) + (c - c) == 0
-    return finite
+                out[z, y, x, 3] = 0
 
 
-def interleave(flow: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+def interleave(flow: npt.NDArray[Any], *, threads: int = 1) -> npt.NDArray[np.float32]:
     """Put a flow's components side by side, ``[3,Z,Y,X]`` to float32 ``[Z,Y,X,4]``, last one 0.
 
     A particle then needs one cache line a step instead of three.
@@ -42,9 +102,11 @@ def interleave(flow: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     >>> interleave(np.ones((3, 1, 1, 1), np.float16))[0, 0, 0]
     array([1., 1., 1., 0.], dtype=float32)
     """
-    out = np.zeros((*flow.shape[1:], 4), dtype=np.float32)
+    out = np.empty((*flow.shape[1:], 4), dtype=np.float32)
     single = flow.astype(np.float32) if flow.dtype == np.float16 else native(flow)
-    _fill4(np.ascontiguousarray(single), out)
+    contiguous = np.ascontiguousarray(single)
+    with starmap(threads) as run:
+        run(_fill4, [(contiguous, a, b, out) for a, b in ranges(flow.shape[1], threads)])
     return out
 
 
