@@ -253,6 +253,10 @@ def test_nothing_is_computed_before_it_is_asked_for() -> None:
         topo_dask.postprocess_single(mask, flow),
         topo_dask.cluster_convergence(coords, ends, shape, 4.0, 1),
         topo_dask.instance_table(labels),
+        topo_dask.filter_small(labels, 5),
+        topo_dask.compact_relabel(labels),
+        topo_dask.remove_bad_flow_masks(labels, flow),
+        topo_dask.fill_holes(labels),
     ]
     for lazy in made:
         assert isinstance(lazy, (da.Array, Delayed))
@@ -314,6 +318,9 @@ NAMES: dict[str, dict[str, Any]] = {
         "min_size": 50,
         "group": 1,
     },
+    "filter_small": dict.fromkeys(("instances", "min_size"), REQUIRED),
+    "compact_relabel": {"instances": REQUIRED},
+    "remove_bad_flow_masks": {"instances": REQUIRED, "pred_flow": REQUIRED, "threshold": 0.4},
 }
 
 

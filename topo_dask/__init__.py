@@ -5,6 +5,7 @@ from topo_dask.classes import (
     get_instance_class_config,
     get_postprocess_config,
 )
+from topo_dask.graph.cleanup import compact_relabel, filter_small, remove_bad_flow_masks
 from topo_dask.graph.flows import generate_diffusion_flows, generate_direct_flows
 from topo_dask.graph.fuse import (
     boundary_flags,
@@ -12,6 +13,7 @@ from topo_dask.graph.fuse import (
     compute_subcrop_slices,
     cosine_blend_weight,
 )
+from topo_dask.graph.holes import fill_holes
 from topo_dask.graph.instances import instance_table
 from topo_dask.graph.merge import cluster_convergence, postprocess_single
 from topo_dask.graph.stitch import stitch_flows, stitch_labels, stitch_volumes
@@ -30,11 +32,14 @@ __all__ = [
     "boundary_flags",
     "build_spatial_mask",
     "cluster_convergence",
+    "compact_relabel",
     "compare",
     "compute_boundary_map",
     "compute_flow_targets",
     "compute_subcrop_slices",
     "cosine_blend_weight",
+    "fill_holes",
+    "filter_small",
     "flow_targets",
     "flows",
     "fuse_mosaic",
@@ -46,6 +51,7 @@ __all__ = [
     "map_tiles",
     "postprocess_single",
     "read_tile_table",
+    "remove_bad_flow_masks",
     "segment",
     "stitch_flows",
     "stitch_labels",

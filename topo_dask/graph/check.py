@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -101,6 +102,64 @@ def check_flow(flow: Any, *, argument: str = "flow") -> None:
             "float16, float32 or float64",
             "Convert it, e.g. flow.astype('float32').",
         )
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape and dtype of a part of an array that need not be read to be checked."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+def check_class_flows(flow: Any, probabilities: Any, *, argument: str, of: str) -> None:
+    """Raise unless flows ``[3C,Z,Y,X]`` fit probabilities ``[C,Z,Y,X]`` and can hold flows."""
+    check_axes(flow, argument=argument, axes=4, names="3 components of each class, z, y, x")
+    wanted = 3 * int(probabilities.shape[0])
+    if flow.shape[0] != wanted:
+        raise InvalidArgument(
+            argument,
+            f"{flow.shape[0]} channels",
+            f"3 (dz, dy, dx) for each of the {wanted // 3} classes of {of}: {wanted}",
+            "Pass the flows of the same classes, in the same order, one class after the other.",
+        )
+    check_flow(Layout((3, *flow.shape[1:]), flow.dtype), argument=argument)
+    check_same_shape(flow.shape[1:], probabilities.shape[1:], argument=argument, of=of)
+
+
+def check_probabilities(values: Any, *, argument: str) -> None:
+    """Raise unless an array can hold the probabilities of classes: real numbers, ``[C,Z,Y,X]``."""
+    check_axes(values, argument=argument, axes=4, names="class, z, y, x")
+    check_mask(Layout(tuple(values.shape[1:]), values.dtype), argument=argument)
+
+
+def check_between_0_and_1(
+    values: np.ndarray[Any, Any], *, argument: str, origin: Sequence[int], where: str
+) -> None:
+    """Raise InvalidData if a probability is not one; voxel, class and block are named.
+
+    Parameters
+    ----------
+    values
+        ``[Z,Y,X]``, of a block.
+    argument
+        What it is called.
+    origin
+        Index of the block's first voxel.
+    where
+        Its class and block, for the message.
+    """
+    # NaN is neither
+    if values.size == 0 or (values.min() >= 0 and values.max() <= 1):
+        return
+    at = np.argwhere(~((values >= 0) & (values <= 1)))[0].tolist()
+    voxel = tuple(a + int(o) for a, o in zip(at, origin, strict=True))
+    raise InvalidData(
+        argument,
+        f"{values[tuple(at)]} at voxel {voxel}, {where}",
+        "probabilities from 0 to 1",
+        "Nothing was published. Scale them, e.g. by 1/255, or pass scores through a sigmoid.",
+    )
 
 
 def check_same_shape(shape: Sequence[int], other: Sequence[int], *, argument: str, of: str) -> None:

@@ -18,7 +18,14 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from topo_dask.kernels.tables import CellTable, InstanceTable
+from topo_dask.kernels.tables import (
+    END_PARTS,
+    LARGEST_ERROR,
+    CellTable,
+    EndTable,
+    ErrorTable,
+    InstanceTable,
+)
 
 Labels = npt.NDArray[Any]
 Mask = npt.NDArray[Any]
@@ -568,3 +575,111 @@ def contingency(truth: Labels, labels: Labels) -> tuple[UInt64, UInt64, Int64]:
     pairs = np.stack([truth.ravel().astype(np.uint64), labels.ravel().astype(np.uint64)])
     found, counts = np.unique(pairs, axis=1, return_counts=True)
     return found[0], found[1], counts.astype(np.int64)
+
+
+# ── cleaning up ──────────────────────────────────────────────────────────────────────────────
+
+
+def flow_errors(
+    labels: Labels,
+    flow4: Float32,
+    *,
+    ids: UInt64,
+    centres: Float64,
+    origin: Sequence[int] = (0, 0, 0),
+) -> ErrorTable:
+    """Squared differences between the direct flow and a given one, summed over each instance.
+
+    Examples
+    --------
+    >>> line, flow = np.array([[[5, 5, 5]]]), np.zeros((1, 1, 3, 4), np.float32)
+    >>> ids, centres = np.array([5], np.uint64), np.array([[0.0, 0.0, 1.0]])
+    >>> flow_errors(line, flow, ids=ids, centres=centres).sums / FIXED_POINT
+    array([2.])
+    """
+    wanted = direct_flow(labels, ids=ids, centres=centres, origin=origin).astype(np.float64)
+    square = ((wanted - np.moveaxis(flow4[..., :3], -1, 0)) ** 2).sum(axis=0)
+    present = _voxels_of_each(labels)
+    sums = [
+        min(sum(round(s * FIXED_POINT) for s in square[tuple(v.T)].tolist()), LARGEST_ERROR)
+        for v in present.values()
+    ]
+    return ErrorTable(np.array(list(present), np.uint64), np.array(sums, np.int64))
+
+
+def end_sums(labels: Labels, ends: Float64) -> EndTable:
+    """Number of particles of each label and the sums of their final positions.
+
+    Examples
+    --------
+    >>> end_sums(np.array([5, 5, 0]), np.array([[0, 0, 1.5], [0, 0, 2], [9, 9, 9]])).means
+    array([[0.  , 0.  , 1.75]])
+    """
+    ids = np.unique(labels[labels != 0]).astype(np.uint64)
+    fixed = [np.rint(ends[labels == i] * END_PARTS).astype(np.int64) for i in ids.tolist()]
+    sums = np.array([f.sum(axis=0) for f in fixed], np.int64).reshape(-1, 3)
+    counts = np.array([len(f) for f in fixed], np.int64)
+    return EndTable(ids, counts, sums // END_PARTS, sums % END_PARTS)
+
+
+def background(
+    labels: Labels, *, core: tuple[slice, ...] | None = None
+) -> tuple[npt.NDArray[np.int32], UInt64, UInt64]:
+    """The 6-connected components of the background, and the extremes of the labels beside each.
+
+    Examples
+    --------
+    >>> background(np.array([[[0, 3, 0, 0, 7]]]))[0]
+    array([[[1, 0, 2, 2, 0]]], dtype=int32)
+    """
+    inside = core or tuple(slice(0, n) for n in labels.shape)
+    components = label(labels[inside] == 0)[0].astype(np.int32)
+    lowest, highest = [], []
+    for number in range(1, components.max(initial=0) + 1):
+        beside = set()
+        for axis, step in _FACES:
+            there = np.argwhere(components == number) + [s.start for s in inside]
+            there[:, axis] += step
+            there = there[(there[:, axis] >= 0) & (there[:, axis] < labels.shape[axis])]
+            beside |= set(labels[tuple(there.T)].tolist()) - {0}
+        lowest.append(min(beside, default=2**64 - 1))
+        highest.append(max(beside, default=0))
+    return components, np.array(lowest, np.uint64), np.array(highest, np.uint64)
+
+
+def fill_holes(labels: Labels) -> Labels:
+    """Background that one instance encloses, apart from the volume's border, becomes its own.
+
+    Examples
+    --------
+    >>> fill_holes(np.pad(np.pad(np.zeros((1, 1, 1), int), 1, constant_values=4), 1))[2, 2]
+    array([0, 4, 4, 4, 0])
+    """
+    components, lowest, highest = background(labels)
+    filled = labels.copy()
+    for number, (low, high) in enumerate(zip(lowest, highest, strict=True), start=1):
+        mine = components == number
+        core = np.zeros_like(mine)
+        core[1:-1, 1:-1, 1:-1] = mine[1:-1, 1:-1, 1:-1]
+        if low == high and (core == mine).all():
+            filled[mine] = low
+    return filled
+
+
+def remove_bad_flow_masks(labels: Labels, flow: npt.NDArray[Any], *, threshold: float) -> Int64:
+    """Drop instances whose flow is far from the direct flow, number the others 1..K.
+
+    Examples
+    --------
+    >>> flow = np.zeros((3, 1, 1, 5), np.float32)
+    >>> flow[2] = [1, 0, -1, -9, -9]
+    >>> remove_bad_flow_masks(np.array([[[7, 7, 7, 3, 3]]]), flow, threshold=0.4)
+    array([[[1, 1, 1, 0, 0]]])
+    """
+    table = instance_facts(labels)
+    errors = flow_errors(labels, interleave(flow), ids=table.ids, centres=table.centres)
+    kept = errors.sums / (3.0 * FIXED_POINT * table.voxels) <= threshold
+    new = np.zeros(labels.shape, dtype=np.int64)
+    for number, instance in enumerate(table.ids[kept].tolist(), start=1):
+        new[labels == instance] = number
+    return new

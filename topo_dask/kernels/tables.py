@@ -90,6 +90,111 @@ class CellTable:
         return len(self.cells)
 
 
+END_PARTS = 2**24
+"""Parts of a voxel in which final positions are added up: 6e-8 voxels."""
+
+
+@dataclass(frozen=True, eq=False)
+class EndTable:
+    """Where the particles of each instance end.
+
+    Parameters
+    ----------
+    ids
+        ``uint64[K]``, ascending, without 0.
+    counts
+        ``int64[K]``, number of particles.
+    whole, rest
+        ``int64[K, 3]``: the sum of their final positions is ``whole + rest / 2**24``, in voxels.
+
+    Examples
+    --------
+    >>> one = np.array([1])
+    >>> EndTable(one.view("u8"), one, np.array([[0, 0, 7]]), np.array([[0, 0, 1 << 23]])).means
+    array([[0. , 0. , 7.5]])
+    """
+
+    ids: UInt64
+    counts: Int64
+    whole: Int64
+    rest: Int64
+
+    @property
+    def means(self) -> Float64:
+        """Mean final position, ``float64[K, 3]``, in voxels."""
+        whole = self.whole + self.rest // END_PARTS
+        total = whole + (self.rest % END_PARTS) / END_PARTS
+        return np.asarray(total / self.counts[:, None], dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def merge_ends(tables: Sequence[EndTable]) -> EndTable:
+    """One table of several: particles and positions added up.
+
+    Examples
+    --------
+    >>> one = np.array([1])
+    >>> table = EndTable(one.view("u8"), one, np.array([[0, 0, 7]]), np.array([[0, 0, 1 << 23]]))
+    >>> merge_ends([table, table]).whole
+    array([[ 0,  0, 15]])
+    """
+    ids, order, starts = _groups(_join([t.ids for t in tables], np.uint64))
+    counts = _reduce(np.add, _join([t.counts for t in tables], np.int64), order, starts)
+    rest = _reduce(np.add, _join([t.rest for t in tables], np.int64, 3), order, starts)
+    whole = _reduce(np.add, _join([t.whole for t in tables], np.int64, 3), order, starts)
+    return EndTable(ids, counts, whole + rest // END_PARTS, rest % END_PARTS)
+
+
+LARGEST_ERROR = 2**60
+"""Where sums of errors end: adding them up gives the same in any order."""
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorTable:
+    """How far the flow in each instance is from its direct flow.
+
+    Parameters
+    ----------
+    ids
+        ``uint64[K]``, ascending, without 0.
+    sums
+        ``int64[K]``, squared length of the difference, summed over voxels, in units of 2**-24; at
+        most `LARGEST_ERROR`, which stands for all that is larger.
+
+    Examples
+    --------
+    >>> len(ErrorTable(np.array([3], np.uint64), np.array([1 << 24])))
+    1
+    """
+
+    ids: UInt64
+    sums: Int64
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def merge_errors(tables: Sequence[ErrorTable]) -> ErrorTable:
+    """One table of several: sums added up, as far as `LARGEST_ERROR`.
+
+    Examples
+    --------
+    >>> one = ErrorTable(np.array([5], np.uint64), np.array([2**59]))
+    >>> merge_errors([one, one, one]).sums == LARGEST_ERROR
+    array([ True])
+    """
+    ids, order, starts = _groups(_join([t.ids for t in tables], np.uint64))
+    sums = _join([t.sums for t in tables], np.int64)
+    # In two halves: sums of either stay far from the largest int64.
+    half = np.int64(2**30)
+    low = _reduce(np.add, sums % half, order, starts)
+    high = _reduce(np.add, sums // half, order, starts) + low // half
+    ended = high >= LARGEST_ERROR // half
+    return ErrorTable(ids, np.where(ended, LARGEST_ERROR, high * half + low % half))
+
+
 def merge_instances(tables: Sequence[InstanceTable]) -> InstanceTable:
     """One table of several: voxels and sums added up, boxes united.
 

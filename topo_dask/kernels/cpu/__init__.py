@@ -4,11 +4,14 @@ from topo_dask.kernels.contingency import contingency
 from topo_dask.kernels.cpu.blend import blend_weight
 from topo_dask.kernels.cpu.cells import cell_numbers, cell_table, join_cells
 from topo_dask.kernels.cpu.diffusion import diffusion_flow
-from topo_dask.kernels.cpu.direct import direct_centres, direct_flow
+from topo_dask.kernels.cpu.direct import direct_centres, direct_flow, flow_errors
+from topo_dask.kernels.cpu.ends import end_sums
+from topo_dask.kernels.cpu.holes import background
 from topo_dask.kernels.cpu.labels import compact, instance_facts, rows_of
 from topo_dask.kernels.cpu.tracking import foreground_voxels, interleave, track
 
 __all__ = [
+    "background",
     "blend_weight",
     "cell_numbers",
     "cell_table",
@@ -17,6 +20,8 @@ __all__ = [
     "diffusion_flow",
     "direct_centres",
     "direct_flow",
+    "end_sums",
+    "flow_errors",
     "foreground_voxels",
     "instance_facts",
     "interleave",

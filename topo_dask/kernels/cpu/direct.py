@@ -1,4 +1,7 @@
-"""Direct flows: unit vectors from every voxel to the centre of its whole instance."""
+"""Direct flows: unit vectors from every voxel to the centre of its whole instance.
+
+And how far a given flow is from them.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,23 @@ from scipy import ndimage
 
 from topo_dask.kernels.cpu.labels import Integers, compact, instance_facts, rows_of
 from topo_dask.kernels.jit import compiled
+from topo_dask.kernels.tables import ErrorTable
+
+ERROR_UNIT = 2.0**-24
+"""Unit of the squared differences that are added up as whole numbers."""
+
+MOST_ERROR = 2.0**36
+"""Squared difference of a voxel beyond which it counts no more; sums end there too."""
+
+
+@compiled
+def _vector(cz: float, cy: float, cx: float, gz: int, gy: int, gx: int) -> Any:
+    """From a voxel to a centre, of length 1; 0 at the voxel nearest to it."""
+    if np.rint(cz) == gz and np.rint(cy) == gy and np.rint(cx) == gx:
+        return np.float32(0), np.float32(0), np.float32(0)
+    a, b, c = cz - gz, cy - gy, cx - gx
+    norm = max(np.sqrt(a * a + b * b + c * c), 1e-8)
+    return np.float32(a / norm), np.float32(b / norm), np.float32(c / norm)
 
 
 @compiled
@@ -22,13 +42,29 @@ def _point(local: Any, centres: Any, origin: Any, flow: Any) -> None:
                     continue
                 gz, gy, gx = z + origin[0], y + origin[1], x + origin[2]
                 cz, cy, cx = centres[k - 1, 0], centres[k - 1, 1], centres[k - 1, 2]
-                if np.rint(cz) == gz and np.rint(cy) == gy and np.rint(cx) == gx:
-                    continue  # the sink
-                a, b, c = cz - gz, cy - gy, cx - gx
-                norm = max(np.sqrt(a * a + b * b + c * c), 1e-8)
-                flow[0, z, y, x] = np.float32(a / norm)
-                flow[1, z, y, x] = np.float32(b / norm)
-                flow[2, z, y, x] = np.float32(c / norm)
+                a, b, c = _vector(cz, cy, cx, gz, gy, gx)
+                flow[0, z, y, x] = a
+                flow[1, z, y, x] = b
+                flow[2, z, y, x] = c
+
+
+@compiled
+def _differ(local: Any, flow: Any, centres: Any, origin: Any, sums: Any) -> None:
+    most = np.int64(MOST_ERROR / ERROR_UNIT)
+    for z in range(local.shape[0]):
+        for y in range(local.shape[1]):
+            for x in range(local.shape[2]):
+                k = local[z, y, x]
+                if k == 0:
+                    continue
+                gz, gy, gx = z + origin[0], y + origin[1], x + origin[2]
+                cz, cy, cx = centres[k - 1, 0], centres[k - 1, 1], centres[k - 1, 2]
+                a, b, c = _vector(cz, cy, cx, gz, gy, gx)
+                da = np.float64(a) - np.float64(flow[z, y, x, 0])
+                db = np.float64(b) - np.float64(flow[z, y, x, 1])
+                dc = np.float64(c) - np.float64(flow[z, y, x, 2])
+                square = min(da * da + db * db + dc * dc, MOST_ERROR)
+                sums[k - 1] = min(sums[k - 1] + np.int64(np.rint(square / ERROR_UNIT)), most)
 
 
 def direct_flow(
@@ -68,6 +104,47 @@ def direct_flow(
     flow = np.zeros((3, *labels.shape), dtype=np.float32)
     _point(local, np.ascontiguousarray(centres[rows]), np.asarray(origin, dtype=np.int64), flow)
     return flow
+
+
+def flow_errors(
+    labels: Integers,
+    flow4: npt.NDArray[np.float32],
+    *,
+    ids: npt.NDArray[np.uint64],
+    centres: npt.NDArray[np.float64],
+    origin: tuple[int, ...] = (0, 0, 0),
+) -> ErrorTable:
+    """Squared differences between the direct flow and a given one, added up by instance.
+
+    Parameters
+    ----------
+    labels
+        ``[Z,Y,X]`` of a block, any integer type; 0 is background.
+    flow4
+        float32 ``[Z,Y,X,4]``, the given flow, interleaved and finite (see `interleave`).
+    ids, centres
+        Of all instances of the array, ascending by id: uint64 ``[K]``, float64 ``[K,3]`` global.
+    origin
+        Global index of the block's first voxel.
+
+    Returns
+    -------
+    ErrorTable
+        Of the instances of the block; whole numbers, so tables of blocks merge exactly.
+
+    Examples
+    --------
+    >>> line, flow = np.array([[[5, 5, 5]]]), np.zeros((1, 1, 3, 4), np.float32)
+    >>> ids, centres = np.array([5], np.uint64), np.array([[0.0, 0.0, 1.0]])
+    >>> flow_errors(line, flow, ids=ids, centres=centres).sums * ERROR_UNIT
+    array([2.])
+    """
+    local, present = compact(labels)
+    rows = rows_of(present, ids)
+    sums = np.zeros(present.size, dtype=np.int64)
+    start = np.asarray(origin, dtype=np.int64)
+    _differ(local, flow4, np.ascontiguousarray(centres[rows]), start, sums)
+    return ErrorTable(present, sums)
 
 
 def direct_centres(

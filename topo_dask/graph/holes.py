@@ -1,0 +1,238 @@
+"""Filling holes: background that one instance encloses, wherever block faces lie.
+
+A block finds the 6-connected components of its background and the smallest and largest label
+beside each. Components that reach a face with another block are united along the faces; what has
+one label all around, and does not reach the volume's border, is a hole of that instance.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import numpy.typing as npt
+from dask.delayed import delayed
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from topo_dask.graph.blocks import Source, assemble, grid_of
+from topo_dask.graph.check import check_labels, check_not_negative
+from topo_dask.grid import BlockGrid, Region
+from topo_dask.kernels import cpu
+
+Int64 = npt.NDArray[np.int64]
+UInt64 = npt.NDArray[np.uint64]
+FACES = tuple(itertools.product(range(3), (0, -1)))
+"""Axis and side (first or last voxel) of the six faces of a block."""
+
+
+@dataclass(frozen=True, eq=False)
+class Background:
+    """What is known of the background components of a block.
+
+    Parameters
+    ----------
+    lowest, highest
+        uint64 ``[N]``: smallest and largest label beside each component; no label between them
+        and two equal ones mean a single instance.
+    at_border
+        bool ``[N]``: whether it has a voxel in an outer face of the volume.
+    open
+        int64 ``[M]``, ascending: rows of those that have a voxel in a face with another block.
+    planes
+        For each of `FACES` the components there, int32, 0 in instances; empty at the border.
+    """
+
+    lowest: UInt64
+    highest: UInt64
+    at_border: npt.NDArray[np.bool_]
+    open: Int64
+    planes: tuple[npt.NDArray[np.int32], ...]
+
+    @property
+    def filled(self) -> UInt64:
+        """The instance that encloses each component, as far as the block can tell; 0 for none."""
+        whole = (self.lowest == self.highest) & ~self.at_border
+        whole[self.open] = False
+        return np.where(whole, self.lowest, np.uint64(0))
+
+
+def background_of_block(
+    labels: npt.NDArray[Any], core: Region, read: Region, shape: tuple[int, ...]
+) -> tuple[npt.NDArray[np.int32], Background]:
+    """The background components of a block, from labels with one voxel around it."""
+    inner = core.relative_to(read.start).slices
+    components, lowest, highest = cpu.background(labels, core=inner)
+    reached = np.zeros((2, len(lowest) + 1), dtype=bool)  # by the border, by other blocks
+    planes: list[npt.NDArray[np.int32]] = []
+    for axis, side in FACES:
+        plane = np.asarray(components.take(side, axis=axis))
+        outer = core.stop[axis] == shape[axis] if side else core.start[axis] == 0
+        reached[0 if outer else 1, plane] = True
+        planes.append(np.zeros((0, 0), dtype=np.int32) if outer else plane)
+    border, others = reached[:, 1:]
+    found = Background(lowest, highest, border, np.flatnonzero(others), tuple(planes))
+    return components, found
+
+
+def meeting(own: Background, later: Background, axis: int, firsts: tuple[int, int]) -> Int64:
+    """Pairs of open components of two blocks that touch: int64 ``[E,2]``, numbered from firsts.
+
+    Parameters
+    ----------
+    own, later
+        A block and the next one along an axis.
+    axis
+        Which.
+    firsts
+        Number of the first open component of each.
+    """
+    here, there = own.planes[2 * axis + 1], later.planes[2 * axis]
+    both = (here > 0) & (there > 0)
+    pairs = np.stack([here[both], there[both]], axis=1).astype(np.int64)
+    pairs = np.unique(pairs, axis=0).reshape(-1, 2) - 1
+    a, b = np.searchsorted(own.open, pairs[:, 0]), np.searchsorted(later.open, pairs[:, 1])
+    return np.stack([a + firsts[0], b + firsts[1]], axis=1).astype(np.int64)
+
+
+def enclosing(backgrounds: Sequence[Background], edges: Sequence[Int64]) -> list[UInt64]:
+    """For each block the instance that encloses each of its open components, 0 for none.
+
+    Parameters
+    ----------
+    backgrounds
+        Of all blocks; their open components are numbered through.
+    edges
+        See `meeting`.
+    """
+    counts = [len(b.open) for b in backgrounds]
+    if sum(counts) == 0:
+        return [np.zeros(0, dtype=np.uint64) for _ in counts]
+    lowest, highest, border = (
+        np.concatenate([getattr(b, name)[b.open] for b in backgrounds])
+        for name in ("lowest", "highest", "at_border")
+    )
+    a, b = np.concatenate([np.zeros((0, 2), dtype=np.int64), *edges]).T
+    size = (len(lowest), len(lowest))
+    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=size)
+    united, member = connected_components(graph, directed=False)
+    low, high = (
+        np.full(united, np.iinfo(np.uint64).max, dtype=np.uint64),
+        np.zeros(united, dtype=np.uint64),
+    )
+    outside = np.zeros(united, dtype=bool)
+    np.minimum.at(low, member, lowest)
+    np.maximum.at(high, member, highest)
+    np.logical_or.at(outside, member, border)
+    filled = np.where((low == high) & ~outside, low, np.uint64(0))[member]
+    return np.split(filled, np.cumsum(counts)[:-1])
+
+
+def neighbours_after(number: int, grid: BlockGrid) -> list[tuple[int, int]]:
+    """The next block along each axis, where there is one: (axis, number)."""
+    index = np.unravel_index(number, grid.counts)
+    after = []
+    for axis, count in enumerate(grid.counts):
+        if index[axis] + 1 < count:
+            there = [int(i) + (a == axis) for a, i in enumerate(index)]
+            after.append((axis, int(np.ravel_multi_index(there, grid.counts))))
+    return after
+
+
+def all_edges(backgrounds: Sequence[Background], grid: BlockGrid) -> list[Int64]:
+    """The pairs of open components that touch across all faces between blocks."""
+    firsts = np.cumsum([0, *(len(b.open) for b in backgrounds)])
+    return [
+        meeting(own, backgrounds[other], axis, (int(firsts[number]), int(firsts[other])))
+        for number, own in enumerate(backgrounds)
+        for axis, other in neighbours_after(number, grid)
+    ]
+
+
+def fill(
+    labels: npt.NDArray[Any],
+    components: npt.NDArray[np.int32],
+    found: Background,
+    decided: UInt64,
+) -> npt.NDArray[Any]:
+    """The labels of a block with its holes filled; ``decided`` is that of its open components."""
+    instances = found.filled
+    instances[found.open] = decided
+    if not instances.any():
+        return labels
+    of = np.concatenate([np.zeros(1, np.uint64), instances]).astype(labels.dtype)
+    # Components are background, so nothing of an instance is lost.
+    full: npt.NDArray[Any] = np.where(components > 0, of[components], labels)
+    return full
+
+
+# ---------------------------------------------------------------------------------- lazy graph
+
+
+def _background(
+    labels: npt.NDArray[Any], core: Region, read: Region, shape: tuple[int, ...]
+) -> Background:
+    check_not_negative(labels, argument="instances", where=f" in the block {core}")
+    return background_of_block(labels, core, read, shape)[1]
+
+
+def _decide(backgrounds: Sequence[Background], grid: BlockGrid) -> list[UInt64]:
+    return enclosing(backgrounds, all_edges(backgrounds, grid))
+
+
+def _fill_block(
+    labels: npt.NDArray[Any], place: tuple[Region, Region, tuple[int, ...]], decided: UInt64
+) -> npt.NDArray[Any]:
+    core, read, shape = place
+    components, found = background_of_block(labels, core, read, shape)
+    return fill(labels[core.relative_to(read.start).slices], components, found, decided)
+
+
+def fill_holes(instances: Any) -> Any:
+    """Give the holes of instances to them: background that a single instance encloses.
+
+    A hole is a 6-connected component of the background that has no voxel in an outer face of the
+    volume and touches (6-neighbours) voxels of one instance only.
+
+    Parameters
+    ----------
+    instances
+        ``[Z,Y,X]`` labels, any integer type, 0 is background; NumPy or dask.
+
+    Returns
+    -------
+    ``[Z,Y,X]`` of the same type and ids. NumPy for NumPy, lazy for dask; the same for any chunks.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType, InvalidData
+        The argument is named.
+
+    Examples
+    --------
+    >>> ball = np.full((3, 3, 3), 7)
+    >>> ball[1, 1, 1] = 0
+    >>> fill_holes(ball)[1, 1]
+    array([7, 7, 7])
+    """
+    check_labels(instances, argument="instances")
+    if not isinstance(instances, da.Array):
+        labels = np.array(instances)
+        whole = Region((0, 0, 0), labels.shape)
+        components, found = background_of_block(labels, whole, whole, labels.shape)
+        return fill(labels, components, found, np.zeros(0, dtype=np.uint64))
+    grid, source = grid_of(instances, argument="instances"), Source.of(instances)
+    places = [(core, core.grow(1, within=grid.shape), grid.shape) for core in grid]
+    reads = [source.read(read) for _, read, _ in places]
+    task = delayed(_background)
+    parts = [task(labels, *place) for labels, place in zip(reads, places, strict=True)]
+    decided = delayed(_decide)(parts, grid)
+    blocks = [
+        delayed(_fill_block)(labels, place, decided[number])
+        for number, (labels, place) in enumerate(zip(reads, places, strict=True))
+    ]
+    return assemble(blocks, grid, dtype=instances.dtype)
