@@ -17,6 +17,7 @@ from typing import Any
 
 import dask
 import dask.array as da
+import hypothesis
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
@@ -372,6 +373,26 @@ def test_flows_with_all_the_context_are_equal_to_the_bit(
     blocks = fewer_blocks(data.draw(block_shapes(labels.shape)), labels.shape, MOST_BLOCKS[name])
     assert_array_equal(flows_of_store(labels, blocks, engines[name], mask, **settings), whole)
     assert_array_equal(flows_of_chunks(data, make, labels, mask, **settings), whole)
+
+
+@hypothesis.settings(max_examples=max(25, hypothesis.settings.default.max_examples // 8))
+@given(data=st.data())
+def test_flows_in_rounds_are_equal_to_the_bit(
+    engines: dict[str, Engine], data: st.DataObject
+) -> None:
+    """Of any length, in blocks down to a voxel, where instances end at iterations of their own."""
+    labels = data.draw(VOLUMES)
+    mask = data.draw(spatial_masks(labels.shape))
+    how = data.draw(flow_settings())
+    whole = topo_dask.generate_diffusion_flows(labels, spatial_mask=mask, **how)
+    most = max(1, how["n_iter"])
+    rounds = data.draw(st.sampled_from(["auto", 1, 2, 3, 7, 16, 64, most, most + 5]))
+    if isinstance(rounds, int):
+        rounds = max(rounds, -(-most // 12))  # a round costs some 10 ms a block
+    name = data.draw(ENGINES)
+    blocks = fewer_blocks(data.draw(block_shapes(labels.shape)), labels.shape, 6)
+    flow = flows_of_store(labels, blocks, engines[name], mask, rounds=rounds, **how)
+    assert_array_equal(flow, whole)
 
 
 @given(data=st.data())

@@ -14,13 +14,13 @@ from topo_dask.graph.fuse import (
     cosine_blend_weight,
 )
 from topo_dask.graph.holes import fill_holes
-from topo_dask.graph.instances import instance_table
 from topo_dask.graph.merge import cluster_convergence, postprocess_single
 from topo_dask.graph.stitch import stitch_flows, stitch_labels, stitch_volumes
 from topo_dask.graph.targets import compute_boundary_map, compute_flow_targets
 from topo_dask.graph.track import track_flows
 from topo_dask.run.compare import compare
 from topo_dask.run.flows import flows
+from topo_dask.run.instances import instance_table, read_instance_table
 from topo_dask.run.map_tiles import map_tiles
 from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.segment import segment
@@ -50,6 +50,7 @@ __all__ = [
     "instance_table",
     "map_tiles",
     "postprocess_single",
+    "read_instance_table",
     "read_tile_table",
     "remove_bad_flow_masks",
     "segment",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from topo_dask.kernels.resample import BLENDS
 from topo_dask.run.compare import compare as run_compare
 from topo_dask.run.flows import FLOW_TYPES
 from topo_dask.run.flows import flows as run_flows
+from topo_dask.run.instances import instance_table as run_instance_table
 from topo_dask.run.map_tiles import map_tiles as run_map_tiles
 from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.segment import HALO
@@ -80,6 +82,12 @@ class ContextWidth(click.ParamType[Any]):
             self.fail(f"{value!r} is neither 'auto' nor a whole number")
 
 
+class RoundLength(ContextWidth):
+    """A number of iterations, or "auto"."""
+
+    name = "iterations|auto"
+
+
 class Names(click.ParamType[Any]):
     """Names separated by commas."""
 
@@ -114,8 +122,9 @@ POINTS = Points()
 NUMBERS = Numbers()
 
 
-def run_options(command: Command) -> Command:
-    """Add the options that every run on disk has."""
+def run_options(command: Command, *, arrays: bool = True) -> Command:
+    """Add the options that every run on disk has; ``arrays`` is whether it makes zarr arrays."""
+    layout = click.option("--zarr-format", type=click.IntRange(2, 3), default=3, show_default=True)
     for option in reversed(
         (
             click.option("--blocks", type=LENGTHS, help="Shape of a block. [default: 128,128,128]"),
@@ -123,7 +132,7 @@ def run_options(command: Command) -> Command:
             click.option("--work-dir", type=click.Path(), help="Where scratch data goes."),
             click.option("--resume", is_flag=True, help="Go on with an unfinished run."),
             click.option("--overwrite", is_flag=True, help="Replace an existing output."),
-            click.option("--zarr-format", type=click.IntRange(2, 3), default=3, show_default=True),
+            *([layout] if arrays else []),
             click.option("--progress/--no-progress", default=True, help="Show progress."),
         )
     ):
@@ -170,11 +179,24 @@ def main() -> None:
 )
 @click.option("--context", type=ContextWidth(), default="auto", show_default=True)
 @click.option("--tolerance", type=float, default=1e-4, show_default=True)
+@click.option("--rounds", type=RoundLength(), help="Iterations a round, in place of a context.")
+@click.option("--instances", type=click.Path(), help="Table of these labels, saves a pass.")
 @click.option("--dtype", type=click.Choice(FLOW_TYPES), default="float32", show_default=True)
 @run_options
 def flows(**options: Any) -> None:
     """Make the flow field of LABELS (zarr [Z,Y,X]) at OUTPUT (zarr [3,Z,Y,X])."""
     click.echo(repr(run_flows(options.pop("labels"), options.pop("output"), **options)))
+
+
+@main.command()
+@click.argument("labels", type=click.Path())
+@click.argument("output", type=click.Path())
+@partial(run_options, arrays=False)
+def instances(**options: Any) -> None:
+    """Measure the instances of LABELS (zarr [Z,Y,X]) into the table OUTPUT (.npz)."""
+    output = options.pop("output")
+    table = run_instance_table(options.pop("labels"), output, **options)
+    click.echo(f"{len(table)} instances, {int(table.voxels.sum())} voxels: {output}")
 
 
 @main.command()

@@ -74,6 +74,10 @@ class FlowSettings:
         Voxels computed around each block and thrown away; "auto" follows from the other settings.
     tolerance
         How far, with context "auto", a component may be from that of the whole volume.
+    rounds
+        Instead of a context: rounds of so many iterations, between which blocks read each other's
+        fields; "auto" takes the cheapest number. ``None``: rounds where they are cheaper than the
+        automatic context.
 
     Examples
     --------
@@ -88,6 +92,7 @@ class FlowSettings:
     adaptive_factor: float = 6
     context: int | Literal["auto"] = "auto"
     tolerance: float = 1e-4
+    rounds: int | Literal["auto"] | None = None
 
     def __post_init__(self) -> None:
         choice("method", self.method, METHODS)
@@ -104,6 +109,16 @@ class FlowSettings:
             number("context", self.context, lambda v: v >= 0, text, whole=True, default="'auto'")
         text = "a number between 0 and 1"
         number("tolerance", self.tolerance, lambda v: 0 < v < 1, text, default=1e-4)
+        if self.rounds not in (None, "auto"):
+            text = "'auto', None or a whole number >= 1"
+            number("rounds", self.rounds, lambda v: v >= 1, text, whole=True, default=None)
+        if self.rounds is not None and self.context != "auto":
+            raise InvalidArgument(
+                "rounds",
+                f"{self.rounds!r} with context={self.context!r}",
+                "rounds, or a context",
+                "Leave out one of them: rounds have a context of their own.",
+            )
 
 
 @dataclass(frozen=True)

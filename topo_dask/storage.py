@@ -52,6 +52,7 @@ MIN_CHUNK = 16
 GROUP_DEPTH = 3  # levels of groups that are searched for arrays, and of parents for metadata
 MAX_LISTED = 12
 MARK = "topo_dask"  # attribute of what we published, and marker file of our work directories
+TABLE_MARK = "made_by_topo_dask"  # column of the tables that we published
 LOCK = "lock.json"
 
 _AXES = {1: "x", 2: "y, x", 3: "z, y, x", 4: "channel, z, y, x", 5: "time, channel, z, y, x"}
@@ -631,6 +632,22 @@ class Output:
         group.update_attributes({MARK: mark})
         self._replace(self._array_path.parent)
 
+    def publish_table(self, **arrays: npt.ArrayLike) -> None:
+        """Write a table and put it under the output's name; see `save_table`, `publish`.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> output = Output(tempfile.mkdtemp() + "/instances.npz")
+        >>> output.publish_table(ids=[3, 5])
+        >>> load_table(output.path)["ids"]
+        array([3, 5])
+        """
+        self._start()
+        finished = self._stage / "result" / "table.npz"
+        save_table(finished, **arrays, **{TABLE_MARK: True})
+        self._replace(finished)
+
     def open(self, name: str = "s0") -> AnyArray:
         """The published array at full resolution, or that of a group by its name."""
         node = _open_node(self.path, self.argument)
@@ -738,12 +755,12 @@ class Output:
         if not _replaceable(self.path):
             raise OutputExists(
                 self.argument,
-                f"{str(self.path)!r}, which is neither a zarr array nor an image that "
-                "topo_dask wrote",
+                f"{str(self.path)!r}, which is neither a zarr array nor an image or a table "
+                "that topo_dask wrote",
                 "a path where nothing is, or such a result to replace",
                 "Choose another output, or remove it yourself.",
             )
-        if not os.access(self.path, os.W_OK | os.X_OK):
+        if not os.access(self.path, os.W_OK | (os.X_OK if self.path.is_dir() else 0)):
             raise OutputNotWritable(
                 self.argument,
                 f"{str(self.path)!r}, which is read-only",
@@ -800,7 +817,7 @@ class Output:
                     "a path where nothing is",
                     f"The finished result is at {str(finished)!r}: move it where you want it.",
                 )
-            if self._aside.exists():
+            if self._aside.is_dir():
                 shutil.rmtree(self._aside)
             self.path.rename(self._aside)
         try:
@@ -900,6 +917,10 @@ def _replaceable(path: Path) -> bool:
     """Whether overwriting may remove it: ours, a zarr array, or empty; never a mere directory."""
     if _is_empty_directory(path):
         return True
+    if path.is_file():
+        with suppress(TopoError):
+            return TABLE_MARK in load_table(path, (TABLE_MARK,))
+        return False
     try:
         node = _open_node(path, "output")
     except TopoError:
@@ -1010,8 +1031,10 @@ def save_table(path: str | os.PathLike[str], /, **arrays: npt.ArrayLike) -> None
         raise
 
 
-def load_table(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
-    """Read the arrays that `save_table` wrote.
+def load_table(
+    path: str | os.PathLike[str], names: Sequence[str] | None = None
+) -> dict[str, npt.NDArray[Any]]:
+    """Read the arrays that `save_table` wrote, or those of them with some names.
 
     Raises
     ------
@@ -1022,7 +1045,7 @@ def load_table(path: str | os.PathLike[str]) -> dict[str, npt.NDArray[Any]]:
     """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as bundle:
-            return {name: bundle[name] for name in bundle.files}
+            return {name: bundle[name] for name in (bundle.files if names is None else names)}
     except FileNotFoundError as error:
         raise InputNotFound(
             "table", _name(path), "the path of a table", "Run the stage that makes it."

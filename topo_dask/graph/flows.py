@@ -34,8 +34,7 @@ class Piece:
 
 def rows_in(table: InstanceTable, ids: npt.NDArray[np.uint64]) -> InstanceTable:
     """The rows of a table with these ids (ascending)."""
-    rows = cpu.rows_of(ids, table.ids)
-    return InstanceTable(ids, table.voxels[rows], table.sums[rows], table.lo[rows], table.hi[rows])
+    return table.take(cpu.rows_of(ids, table.ids))
 
 
 def flow_of_block(
@@ -181,7 +180,7 @@ def generate_diffusion_flows(
     labels = np.asarray(instance_mask)
     mask = None if spatial_mask is None else np.asarray(spatial_mask)
     piece = Piece(here, here, volume)
-    table = instances if instances is not None else _shifted(instance_table(labels), start)
+    table = instances if instances is not None else instance_table(labels).moved(start)
     return flow_of_block(
         labels, piece, table=table, settings=settings, spatial_mask=mask, threads=available_cores()
     )
@@ -194,17 +193,6 @@ def _volume_around(here: Region, volume_shape: Any) -> Region:
             "volume_shape", shape, f"a volume that holds the tile {here}", "Check the origin."
         )
     return Region((0, 0, 0), shape)
-
-
-def _shifted(table: InstanceTable, by: tuple[int, ...]) -> InstanceTable:
-    shift = np.asarray(by, dtype=np.int64)
-    return InstanceTable(
-        table.ids,
-        table.voxels,
-        table.sums + table.voxels[:, None] * shift,
-        table.lo + shift,
-        table.hi + shift,
-    )
 
 
 def _flow_of_region(
@@ -227,10 +215,9 @@ def _lazy_flows(
     spatial_mask: Any,
 ) -> da.Array:
     grid = grid_of(labels, argument="instance_mask")
-    if instances is None:
-        table = delayed(_shifted)(instance_table(labels), here.start)
-    else:
-        table = delayed(instances)  # once in the graph, not once a block
+    # A given table is in the graph once, not once a block.
+    known = delayed(instances) if instances is not None else None
+    table = instance_table(labels).moved(here.start) if known is None else known
     width = settings.context
     if width == "auto":
         width = context_width(

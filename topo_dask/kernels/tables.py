@@ -6,7 +6,7 @@ blocks finish.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,6 +17,9 @@ Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 Float64 = npt.NDArray[np.float64]
 Scalar = TypeVar("Scalar", bound=np.generic)
+
+ROWS = 1 << 20
+"""Rows of a table that are worked on at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,44 @@ class InstanceTable:
     def centres(self) -> Float64:
         """Centres of mass, ``float64[K, 3]``."""
         return np.asarray(self.sums / self.voxels[:, None], dtype=np.float64)
+
+    def take(self, rows: slice | npt.NDArray[np.intp]) -> InstanceTable:
+        """The table of some rows; of columns in files no others are read."""
+        return InstanceTable(
+            np.asarray(self.ids[rows]),
+            np.asarray(self.voxels[rows]),
+            np.asarray(self.sums[rows]),
+            np.asarray(self.lo[rows]),
+            np.asarray(self.hi[rows]),
+        )
+
+    def faces(self, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+        """Whether each instance touches the faces z_lo, z_hi, y_lo, y_hi, x_lo, x_hi of a volume.
+
+        Parameters
+        ----------
+        shape
+            Shape of the volume that the table is of.
+
+        Returns
+        -------
+        bool ``[K, 6]``
+
+        Examples
+        --------
+        >>> low, high = np.array([[0, 2, 4]]), np.array([[1, 3, 6]])
+        >>> one = InstanceTable(np.array([7], np.uint64), np.array([2]), low, low, high)
+        >>> one.faces((5, 5, 6))
+        array([[ True, False, False, False, False,  True]])
+        """
+        touched = (self.lo == 0, self.hi == np.asarray(shape, dtype=np.int64))
+        return np.stack(touched, axis=-1).reshape(len(self), 6)
+
+    def moved(self, by: Sequence[int]) -> InstanceTable:
+        """The table of the same instances, whose volume begins at ``by``."""
+        shift = np.asarray(by, dtype=np.int64)
+        sums = self.sums + self.voxels[:, None] * shift
+        return InstanceTable(self.ids, self.voxels, sums, self.lo + shift, self.hi + shift)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -205,15 +246,36 @@ def merge_instances(tables: Sequence[InstanceTable]) -> InstanceTable:
     >>> merge_instances([one, one]).voxels
     array([2])
     """
-    ids = _join([t.ids for t in tables], np.uint64)
-    ids, order, starts = _groups(ids)
-    return InstanceTable(
-        ids=ids,
-        voxels=_reduce(np.add, _join([t.voxels for t in tables], np.int64), order, starts),
-        sums=_reduce(np.add, _join([t.sums for t in tables], np.int64, 3), order, starts),
-        lo=_reduce(np.minimum, _join([t.lo for t in tables], np.int64, 3), order, starts),
-        hi=_reduce(np.maximum, _join([t.hi for t in tables], np.int64, 3), order, starts),
+    return sum_instances([t.ids for t in tables], tables)
+
+
+def sum_instances(ids: Sequence[UInt64], tables: Iterable[InstanceTable]) -> InstanceTable:
+    """One table of several that come one after the other: no two need be in memory.
+
+    Parameters
+    ----------
+    ids
+        Those of every table.
+    tables
+        The tables; ids are ascending in each.
+    """
+    known = np.unique(_join(ids, np.uint64))
+    total = InstanceTable(
+        ids=known,
+        voxels=np.zeros(len(known), dtype=np.int64),
+        sums=np.zeros((len(known), 3), dtype=np.int64),
+        lo=np.full((len(known), 3), np.iinfo(np.int64).max),
+        hi=np.full((len(known), 3), np.iinfo(np.int64).min),
     )
+    for table in tables:
+        for first in range(0, len(table), ROWS):
+            part = table.take(slice(first, first + ROWS))
+            rows = np.searchsorted(known, part.ids)
+            total.voxels[rows] += part.voxels
+            total.sums[rows] += part.sums
+            total.lo[rows] = np.minimum(total.lo[rows], part.lo)
+            total.hi[rows] = np.maximum(total.hi[rows], part.hi)
+    return total
 
 
 def merge_cells(tables: Sequence[CellTable]) -> CellTable:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,19 +12,17 @@ from topo_dask.config import FlowSettings
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.annotated import (
     boxes_around,
-    cut_instances,
     deepest_voxel,
     is_annotated,
     pointed_at,
 )
 from topo_dask.graph.check import check_labels, check_same_shape
-from topo_dask.graph.context import context_width
+from topo_dask.graph.context import Choice, choose_context
 from topo_dask.graph.flows import Piece, choose_read, flow_of_block, rows_in
 from topo_dask.graph.fuse import add_weighted, unit_vectors
-from topo_dask.graph.instances import facts_of_block
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels import cpu
-from topo_dask.kernels.tables import InstanceTable, merge_instances
+from topo_dask.kernels.tables import InstanceTable
 from topo_dask.run.files import (
     input_mark,
     load_array,
@@ -36,6 +32,8 @@ from topo_dask.run.files import (
     save_instances,
     stored,
 )
+from topo_dask.run.flow_job import FlowJob, Task
+from topo_dask.run.instances import measure_all, open_instances
 from topo_dask.run.job import (
     Run,
     RunOptions,
@@ -46,117 +44,10 @@ from topo_dask.run.job import (
     speed,
 )
 from topo_dask.run.ledger import fingerprint
-from topo_dask.storage import AnyArray, load_table, output_chunks, save_table
+from topo_dask.run.rounds import flow_of_rounds, run_rounds
+from topo_dask.storage import load_table, output_chunks, save_table
 
 FLOW_TYPES = ("float32", "float16")
-
-
-@dataclass(frozen=True)
-class FlowJob:
-    """What every task of a run needs to know."""
-
-    labels: AnyArray
-    settings: FlowSettings
-    grid: BlockGrid
-    overlap: tuple[int, ...]
-    origin: tuple[int, ...]
-    work: Path
-    out: AnyArray | None = None
-    spatial_mask: AnyArray | None = None
-    row: int | None = None  # which class, where the labels are a stack
-
-    def read(self, region: Region) -> npt.NDArray[Any]:
-        """The labels of a region."""
-        first = () if self.row is None else (self.row,)
-        return np.asarray(self.labels[*first, *region.slices])
-
-    def read_mask(self, region: Region) -> npt.NDArray[Any] | None:
-        """The spatial mask of a region, if there is one."""
-        mask = self.spatial_mask
-        return None if mask is None else np.asarray(mask[region.slices])
-
-    def write(self, region: Region, flow: npt.NDArray[Any]) -> None:
-        """The flow of a region into the output."""
-        assert self.out is not None
-        first = 3 * (self.row or 0)
-        self.out[(slice(first, first + 3), *region.slices)] = flow
-
-    @property
-    def may_be_cut(self) -> bool:
-        """Whether instances that the annotated region cuts point elsewhere."""
-        return self.settings.method == "direct" and self.spatial_mask is not None
-
-    @property
-    def facts(self) -> Path:
-        """Where the table of whole instances is, that flows go by."""
-        return self.work / ("pointed" if self.may_be_cut else "instances")
-
-    @property
-    def volume(self) -> Region:
-        """The whole volume, as a region that begins at 0."""
-        return Region((0, 0, 0), self.grid.shape)
-
-    def tile(self, number: int) -> Region:
-        """A block with its share of the overlap with each neighbour."""
-        core = self.grid.region(number)
-        return Region(
-            tuple(max(0, a - o // 2) for a, o in zip(core.start, self.overlap, strict=True)),
-            tuple(
-                min(n, b + o - o // 2)
-                for b, o, n in zip(core.stop, self.overlap, self.grid.shape, strict=True)
-            ),
-        )
-
-    def tapers(self, tile: Region) -> tuple[tuple[int, int], ...]:
-        """Width of the overlap at each face of a tile."""
-        return tuple(
-            (o if a > 0 else 0, o if b < n else 0)
-            for a, b, o, n in zip(tile.start, tile.stop, self.overlap, self.grid.shape, strict=True)
-        )
-
-
-@dataclass(frozen=True)
-class Task:
-    """One block of a stage."""
-
-    job: FlowJob
-    number: int
-
-    def __str__(self) -> str:
-        of = "" if self.job.row is None else f"class {self.job.row}, "
-        return f"{of}block {self.job.grid.region(self.number)}"
-
-
-def measure_block(task: Task) -> int:
-    """Stage table: facts of the instances of a block; gives their number."""
-    job, region = task.job, task.job.grid.region(task.number)
-    around = region.grow(1, within=job.grid.shape) if job.may_be_cut else region
-    labels, mask = job.read(around), job.read_mask(around)
-    table = facts_of_block(labels[region.relative_to(around.start).slices], region.start)
-    cut = np.zeros(0, dtype=np.uint64)
-    if job.may_be_cut and mask is not None:
-        cut = cut_instances(labels, is_annotated(mask))
-    save_table(
-        job.work / "table" / f"{task.number}.npz",
-        ids=table.ids,
-        voxels=table.voxels,
-        sums=table.sums,
-        lo=table.lo,
-        hi=table.hi,
-        cut=cut,
-    )
-    return len(table)
-
-
-def sum_tables(job: FlowJob) -> int:
-    """Stage facts: one table of the whole volume; gives the number of instances."""
-    parts = [load_table(job.work / "table" / f"{n}.npz") for n in range(len(job.grid))]
-    save_array(job.work / "cut.npy", np.unique(np.concatenate([p.pop("cut") for p in parts])))
-    tables = [InstanceTable(**part) for part in parts]
-    while len(tables) > 1:
-        tables = [merge_instances(tables[i : i + 64]) for i in range(0, len(tables), 64)]
-    save_instances(job.work / "instances", tables[0])
-    return len(tables[0])
 
 
 def point_block(task: Task) -> int:
@@ -204,28 +95,22 @@ def _flow(job: FlowJob, core: Region) -> npt.NDArray[np.float32]:
     labels = job.read(core)
     if not labels.any():
         return np.zeros((3, *core.shape), dtype=np.float32)
-    read = choose_read(labels, core, table=table, settings=job.settings, volume=job.volume)
+    place, volume = job.placed(core), job.placed(job.volume)
+    inside = rows_in(table, cpu.compact(labels)[1]).moved(job.origin)
+    near = choose_read(labels, place, table=inside, settings=job.settings, volume=volume)
+    read = near.relative_to(job.origin)
     if read != core:
         labels = job.read(read)
     mask = None if job.settings.method == "direct" else job.read_mask(read)
-    shift = np.asarray(job.origin, dtype=np.int64)
-    rows = rows_in(table, cpu.compact(labels)[1])
-    moved = InstanceTable(
-        rows.ids,
-        rows.voxels,
-        rows.sums + rows.voxels[:, None] * shift,
-        rows.lo + shift,
-        rows.hi + shift,
-    )
-    back = tuple(-o for o in job.origin)
-    piece = Piece(*(r.relative_to(back) for r in (core, read, job.volume)))
-    return flow_of_block(labels, piece, table=moved, settings=job.settings, spatial_mask=mask)
+    rows = rows_in(table, cpu.compact(labels)[1]).moved(job.origin)
+    piece = Piece(place, near, volume)
+    return flow_of_block(labels, piece, table=rows, settings=job.settings, spatial_mask=mask)
 
 
 def make_block(task: Task) -> int:
     """Stage flows, without overlap: the flow of a block into the output."""
-    core = task.job.grid.region(task.number)
-    task.job.write(core, _flow(task.job, core))
+    job, core = task.job, task.job.grid.region(task.number)
+    job.write(core, _flow(job, core) if job.rounds is None else flow_of_rounds(job, task.number))
     return core.size
 
 
@@ -271,6 +156,8 @@ def flows(
     overlap: Any = 0,
     context: Any = "auto",
     tolerance: float = 1e-4,
+    rounds: Any = None,
+    instances: Any = None,
     dtype: str = "float32",
     blocks: Any = None,
     work_dir: Any = None,
@@ -301,6 +188,12 @@ def flows(
     context, tolerance
         Voxels computed around each tile and thrown away; "auto" keeps every component within
         ``tolerance`` of the whole volume's field, ``context=n_iter`` is exact to the bit.
+    rounds
+        Instead of a context: rounds of so many iterations, after which blocks read each other's
+        fields; exact to the bit. "auto" takes the cheapest number; ``None`` takes rounds where
+        they are cheaper than the automatic context. The result's details say which and why.
+    instances
+        Path of the table that `instance_table` made of these labels, or the table: saves a pass.
     dtype
         "float32", or "float16" for half the disk and 5e-4.
     blocks
@@ -328,7 +221,14 @@ def flows(
     (3, 4, 5, 6)
     """
     settings = FlowSettings(
-        method, potential, n_iter, adaptive_iters, adaptive_factor, context, tolerance
+        method,
+        potential,
+        n_iter,
+        adaptive_iters,
+        adaptive_factor,
+        context,
+        tolerance,
+        rounds=rounds,
     )
     options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
     if dtype not in FLOW_TYPES:
@@ -339,10 +239,18 @@ def flows(
     check_labels(source)
     grid = options.grid(tuple(int(n) for n in source.shape))
     mask = open_mask(spatial_mask, grid.shape)
-    shared = _checked_overlap(overlap, grid)
+    shared = _checked_overlap(overlap, grid, settings)
     place = options.output(output, [source, mask])
-    inputs = [input_mark(source), None if mask is None else input_mark(mask)]
-    mark = fingerprint("flows", inputs, settings, shared, start, dtype, grid.chunks)
+    inputs = [input_mark(source), "" if mask is None else input_mark(mask)]
+    given, known_by = open_instances(instances, inputs[0], grid.shape)
+    if given is not None and method == "direct" and mask is not None:
+        raise InvalidArgument(
+            "instances",
+            "a table with method='direct' and a spatial_mask",
+            "no table there: instances that the mask cuts are looked for in the labels",
+            "Leave it out.",
+        )
+    mark = fingerprint("flows", inputs, settings, shared, start, dtype, grid.chunks, known_by)
     final = fingerprint(mark, zarr_format)
     if published_already(place, final, options):
         return RunResult(place.open(), place.path, _title(settings, grid), 0.0, {})
@@ -353,8 +261,8 @@ def flows(
         chunks = (3, *output_chunks(grid.largest, grid.shape))
         out = place.create((3, *grid.shape), chunks, dtype, zarr_format=zarr_format)  # type: ignore[arg-type]
         job = FlowJob(read, settings, grid, shared, start, run.work, out, known)
-        (instances,) = run_stages(run, [job], inputs, mark)
-        details = _details(run, job, instances, began)
+        (made,) = run_stages(run, [job], inputs, mark, given)
+        details = _details(run, job, made, began)
         array = place.publish(
             geometry=geometry_of(source), attributes={"fingerprint": final, **_plain(settings)}
         )
@@ -370,7 +278,7 @@ def open_mask(spatial_mask: Any, shape: tuple[int, ...]) -> Any:
     return mask
 
 
-def _checked_overlap(overlap: Any, grid: BlockGrid) -> tuple[int, ...]:
+def _checked_overlap(overlap: Any, grid: BlockGrid, settings: FlowSettings) -> tuple[int, ...]:
     shared = as_lengths(overlap, argument="overlap", axes=3, least=0)
     shortest = tuple(
         min(c) if len(c) > 1 else n for c, n in zip(grid.chunks, grid.shape, strict=True)
@@ -382,11 +290,26 @@ def _checked_overlap(overlap: Any, grid: BlockGrid) -> tuple[int, ...]:
             f"at most the shortest block, {shortest}, along every axis",
             "Use larger blocks.",
         )
+    if settings.rounds is not None and (any(shared) or settings.method == "direct"):
+        raise InvalidArgument(
+            "rounds",
+            f"{settings.rounds!r} with method={settings.method!r} and overlap={overlap!r}",
+            "rounds with method='diffusion' and without overlap",
+            "Leave overlap out: after rounds, neighbouring blocks agree and nothing is to blend.",
+        )
     return shared
 
 
-def run_stages(run: Run, jobs: list[FlowJob], inputs: list[Any], mark: str) -> list[int]:
-    """Run all stages of one volume, or of all classes of a stack; give the numbers of instances.
+def run_stages(
+    run: Run,
+    jobs: list[FlowJob],
+    inputs: list[Any],
+    mark: str,
+    given: InstanceTable | None = None,
+) -> list[tuple[int, Choice | None]]:
+    """Run all stages of one volume, or of all classes of a stack.
+
+    Gives for each the number of instances, and how blocks got what lies around them.
 
     Parameters
     ----------
@@ -398,6 +321,8 @@ def run_stages(run: Run, jobs: list[FlowJob], inputs: list[Any], mark: str) -> l
         What changes when labels or mask do.
     mark
         Fingerprint of all that the flows depend on.
+    given
+        The table of a single volume's instances, where it is known before.
     """
     grid, ledger, engine = jobs[0].grid, run.ledger, run.engine
 
@@ -408,18 +333,40 @@ def run_stages(run: Run, jobs: list[FlowJob], inputs: list[Any], mark: str) -> l
 
     cut = [job for job in jobs if job.may_be_cut]
     facts = fingerprint("table", inputs, grid.chunks, len(jobs), [job.row for job in cut])
-    ledger.run(engine, "table", facts, measure_block, **tasks(jobs))
-    instances = ledger.run(engine, "facts", facts, sum_tables, jobs)
+    if given is None:
+        counts = measure_all(run, jobs, facts)
+    else:
+        save_instances(jobs[0].work / "instances", given)
+        counts = [len(given)]
     if cut:
         ledger.run(engine, "centres", facts, point_block, **tasks(cut))
         ledger.run(engine, "pointed", facts, point_all, cut)
+    choices = [choose(job) for job in jobs]
+    jobs = [
+        job if choice is None or not choice.rounds else run_rounds(run, job, choice.rounds, mark)
+        for job, choice in zip(jobs, choices, strict=True)
+    ]
     written = fingerprint(mark, run.output.identity)
     if any(jobs[0].overlap):
         ledger.run(engine, "flows", mark, make_tile, **tasks(jobs))
         ledger.run(engine, "fuse", written, fuse_block, **tasks(jobs))
     else:
         ledger.run(engine, "flows", written, make_block, **tasks(jobs))
-    return [int(count) for count in instances]
+    return list(zip(counts, choices, strict=True))
+
+
+def choose(job: FlowJob) -> Choice | None:
+    """A context or rounds, by the instances that there are; ``None`` for direct flows."""
+    if job.settings.method == "direct":
+        return None
+    return choose_context(
+        job.settings,
+        job.grid,
+        table=load_instances(job.facts),
+        origin=job.origin,
+        itemsize=job.labels.dtype.itemsize,
+        blended=any(job.overlap),
+    )
 
 
 def _plain(settings: FlowSettings) -> dict[str, Any]:
@@ -431,24 +378,16 @@ def _title(settings: FlowSettings, grid: BlockGrid) -> str:
     return f"Flows ({kind}) of {'x'.join(map(str, grid.shape))} voxels"
 
 
-def _details(run: Run, job: FlowJob, instances: int, began: float) -> dict[str, Any]:
-    seconds = time.monotonic() - began
+def _details(
+    run: Run, job: FlowJob, made: tuple[int, Choice | None], began: float
+) -> dict[str, Any]:
+    instances, choice = made
     details: dict[str, Any] = {
         "instances": instances,
         "blocks": repr(job.grid),
-        "speed": speed(job.volume.size, seconds),
+        "speed": speed(job.volume.size, time.monotonic() - began),
         "ran on": run.engine.name,
     }
-    if job.settings.method == "diffusion":
-        width = job.settings.context
-        reason = "as asked"
-        if width == "auto":
-            width = context_width(
-                int(job.settings.n_iter),
-                tolerance=job.settings.tolerance,
-                farthest=max(o + n for o, n in zip(job.origin, job.grid.shape, strict=True)),
-                floor=job.settings.potential == "coordinate",
-            )
-            reason = f"within {job.settings.tolerance:g} after {job.settings.n_iter} iterations"
-        details["context"] = f"at most {width} voxels: {reason}"
+    if choice is not None:
+        details["context"] = str(choice)
     return details

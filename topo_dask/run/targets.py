@@ -13,7 +13,8 @@ from topo_dask.graph.check import check_labels
 from topo_dask.graph.targets import foreground_of_block
 from topo_dask.grid import BlockGrid, as_lengths
 from topo_dask.run.files import input_mark, open_input, stored
-from topo_dask.run.flows import FLOW_TYPES, FlowJob, open_mask, run_stages
+from topo_dask.run.flow_job import FlowJob
+from topo_dask.run.flows import FLOW_TYPES, open_mask, run_stages
 from topo_dask.run.job import (
     Run,
     RunOptions,
@@ -183,7 +184,7 @@ def flow_targets(
             )
             for c, m in enumerate(methods)
         ]  # fmt: skip
-        instances = run_stages(run, jobs, inputs, mark)
+        instances = [count for count, _ in run_stages(run, jobs, inputs, mark)]
         _mark_foreground(run, jobs, methods, arrays[FOREGROUND], mark)
         details = _details(run, methods, instances, grid, time.monotonic() - began)
         place.publish_group(

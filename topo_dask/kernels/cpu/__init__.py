@@ -8,9 +8,11 @@ from topo_dask.kernels.cpu.direct import direct_centres, direct_flow, flow_error
 from topo_dask.kernels.cpu.ends import end_sums
 from topo_dask.kernels.cpu.holes import background
 from topo_dask.kernels.cpu.labels import compact, instance_facts, rows_of
+from topo_dask.kernels.cpu.rounds import Span, diffusion_round, field_types
 from topo_dask.kernels.cpu.tracking import foreground_voxels, interleave, track
 
 __all__ = [
+    "Span",
     "background",
     "blend_weight",
     "cell_numbers",
@@ -18,11 +20,13 @@ __all__ = [
     "compact",
     "contingency",
     "diffusion_flow",
+    "diffusion_round",
     "direct_centres",
     "direct_flow",
     "end_sums",
     "flow_errors",
     "foreground_voxels",
+    "field_types",
     "instance_facts",
     "interleave",
     "join_cells",

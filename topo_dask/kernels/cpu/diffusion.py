@@ -326,11 +326,11 @@ class _Domain:
         into: list[tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]],
         run: Starmap,
         threads: int,
-    ) -> None:
+    ) -> npt.NDArray[Any]:
         """Diffuse ``start`` and add its derivatives: ``into`` has (axis, gradient, scale) rows.
 
         Each instance is read at its own number of iterations; going on afterwards costs nothing
-        but time, since instances do not feel each other.
+        but time, since instances do not feel each other. Gives the field after the last.
         """
         fields = [start, np.zeros_like(start)]
         planes, rows, width = self.local.shape
@@ -354,6 +354,7 @@ class _Domain:
                 masks = (self.links, self.walls)
                 common = (gradient, fields[0], masks, self.local, chosen, axis, (z0, y0, x0))
                 run(_add_derivative, [(*common, part) for part in parts])
+        return fields[0]
 
 
 @compiled
