@@ -68,6 +68,7 @@ MANY_PARAMETERS: dict[str, str] = {
     "graph/targets.py:compute_flow_targets": KEEPS_TOPO_NAMES,
     "run/flows.py:flows": RUN_BY_NAME,
     "run/mosaic.py:fuse_mosaic": RUN_BY_NAME,
+    "run/relabel.py:relabel": RUN_BY_NAME,
     "run/segment.py:segment": RUN_BY_NAME,
     "run/map_tiles.py:map_tiles": RUN_BY_NAME,
     "run/targets.py:flow_targets": RUN_BY_NAME,

@@ -15,6 +15,7 @@ from topo_dask.graph.fuse import (
 )
 from topo_dask.graph.holes import fill_holes
 from topo_dask.graph.merge import cluster_convergence, postprocess_single
+from topo_dask.graph.pieces import split_disconnected
 from topo_dask.graph.stitch import stitch_flows, stitch_labels, stitch_volumes
 from topo_dask.graph.targets import compute_boundary_map, compute_flow_targets
 from topo_dask.graph.track import track_flows
@@ -23,6 +24,7 @@ from topo_dask.run.flows import flows
 from topo_dask.run.instances import instance_table, read_instance_table
 from topo_dask.run.map_tiles import map_tiles
 from topo_dask.run.mosaic import fuse_mosaic
+from topo_dask.run.relabel import relabel
 from topo_dask.run.segment import segment
 from topo_dask.run.targets import flow_targets
 from topo_dask.run.tile_table import read_tile_table
@@ -52,8 +54,10 @@ __all__ = [
     "postprocess_single",
     "read_instance_table",
     "read_tile_table",
+    "relabel",
     "remove_bad_flow_masks",
     "segment",
+    "split_disconnected",
     "stitch_flows",
     "stitch_labels",
     "stitch_volumes",

@@ -22,6 +22,7 @@ from topo_dask.run.flows import flows as run_flows
 from topo_dask.run.instances import instance_table as run_instance_table
 from topo_dask.run.map_tiles import map_tiles as run_map_tiles
 from topo_dask.run.mosaic import fuse_mosaic
+from topo_dask.run.relabel import relabel as run_relabel
 from topo_dask.run.segment import HALO
 from topo_dask.run.segment import segment as run_segment
 from topo_dask.run.targets import flow_targets as run_targets
@@ -117,9 +118,24 @@ class Points(click.ParamType[Any]):
         return tuple(tuple(int(n) for n in row) if whole else tuple(row) for row in rows)
 
 
+class Pair(click.ParamType[Any]):
+    """Two whole numbers separated by a comma."""
+
+    name = "a,b"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Parse."""
+        try:
+            a, b = (int(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not a pair of whole numbers, like 3,7")
+        return a, b
+
+
 LENGTHS = Lengths()
 POINTS = Points()
 NUMBERS = Numbers()
+PAIR = Pair()
 
 
 def run_options(command: Command, *, arrays: bool = True) -> Command:
@@ -232,12 +248,30 @@ def targets(**options: Any) -> None:
 @click.option("--step-size", type=float, default=1.0, show_default=True)
 @click.option("--convergence-radius", type=float, default=4.0, show_default=True)
 @click.option("--min-size", type=int, default=50, show_default=True, help="In voxels.")
-@click.option("--group", type=int, default=1, show_default=True, help="1: convex objects.")
+@click.option(
+    "--group", type=int, default=1, show_default=True, help="1: convex objects, 2: elongated ones."
+)
+@click.option("--keep-evidence", is_flag=True, help="Keep what `topo-dask relabel` needs.")
 @click.option("--halo", type=int, default=HALO, show_default=True, help="Saves hand-over rounds.")
 @run_options
 def segment(**options: Any) -> None:
     """Make instance labels of FLOWS (zarr [3,Z,Y,X]) at OUTPUT (OME-Zarr labels)."""
     click.echo(repr(run_segment(options.pop("flows"), options.pop("output"), **options)))
+
+
+@main.command()
+@click.argument("source", metavar="RESULT", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option("--min-dot", type=float, default=0.0, show_default=True, help="Of joined contacts.")
+@click.option("--min-area", type=int, default=1, show_default=True, help="Of joined contacts.")
+@click.option("--min-size", type=int, help="In voxels. [default: that of the run]")
+@click.option("--group", type=int, help="1: convex, 2: elongated. [default: that of the run]")
+@click.option("--veto", type=PAIR, multiple=True, help="Parts that do not join. Repeat it.")
+@click.option("--force", type=PAIR, multiple=True, help="Parts that are one. Repeat it.")
+@run_options
+def relabel(**options: Any) -> None:
+    """Make other labels at OUTPUT of the evidence that RESULT of `topo-dask segment` kept."""
+    click.echo(repr(run_relabel(options.pop("source"), options.pop("output"), **options)))
 
 
 @main.command()

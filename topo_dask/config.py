@@ -11,7 +11,7 @@ from topo_dask.errors import InvalidArgument, InvalidType
 
 METHODS = ("diffusion", "direct")
 POTENTIALS = ("coordinate", "heat")
-GROUPS = (1,)
+GROUPS = (1, 2)
 MOST_HEAT = 390
 """Iterations after which heat in the thinnest objects leaves the range of float64."""
 
@@ -136,7 +136,8 @@ class SegmentSettings:
     min_size
         Instances with fewer voxels become background.
     group
-        1, convex objects: tracking and clustering.
+        1, convex objects: tracking and clustering. 2, elongated objects: then joining what
+        touches and agrees, and splitting what is disconnected.
 
     Examples
     --------

@@ -580,6 +580,11 @@ class Output:
         """A text that changes when `create` has made an array anew, empty as it then is."""
         return " ".join(path.read_text() for path in self._identities)
 
+    def beside(self, name: str) -> Path:
+        """A place in the result's group, for what is published together with its arrays."""
+        self._start()
+        return self._array_path.with_name(name)
+
     def publish(
         self, *, geometry: Geometry | None = None, attributes: Mapping[str, Any] | None = None
     ) -> AnyArray:

@@ -16,14 +16,15 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.delayed import delayed
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from topo_dask.config import SegmentSettings
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_array
+from topo_dask.graph.contacts import join_touching
+from topo_dask.graph.pieces import split_disconnected
 from topo_dask.graph.track import check_inputs, lazy_endpoints, track_flows
+from topo_dask.graph.union import unite
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels import cpu
 from topo_dask.kernels.cpu import cells as cell_kernels
@@ -61,16 +62,29 @@ class Numbering:
         uint64 ``[K]``: its instance, 0 where that is smaller than ``min_size``.
     instances
         Number of instances.
+    voxels
+        int64 ``[K]``: voxels of each component.
     """
 
     roots: Int64
     labels: UInt64
     instances: int
+    voxels: Int64
 
     def of(self, roots: Int64) -> UInt64:
         """Instances of some roots."""
         found: UInt64 = self.labels[np.searchsorted(self.roots, roots)]
         return found
+
+    def parts(self, roots: Int64) -> UInt64:
+        """Number of each root among all of them, from 1 on."""
+        found: UInt64 = np.searchsorted(self.roots, roots).astype(np.uint64) + np.uint64(1)
+        return found
+
+    @property
+    def names(self) -> UInt64:
+        """The instance of each part, with a first row for background."""
+        return np.concatenate([np.zeros(1, np.uint64), self.labels])
 
 
 def cell_owners(cells: Int64, grid: BlockGrid, radius: float) -> Int64:
@@ -160,20 +174,9 @@ def number_instances(
     sizes = np.concatenate([nothing, *(s for _, s in components)])
     order = np.argsort(roots)
     roots, sizes = roots[order], sizes[order]
-    count = len(roots)
-    pairs = np.concatenate([nothing.reshape(0, 2), *edges])
-    a, b = (np.searchsorted(roots, pairs[:, i]) for i in (0, 1))
-    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=(count, count))
-    united, member = connected_components(graph, directed=False)
-    total = np.zeros(united, dtype=np.int64)
-    np.add.at(total, member, sizes)
-    # Roots ascend, so a component's first row is its smallest cell.
-    _, first = np.unique(member, return_index=True)
-    kept = total >= max(1, min_size)
-    ranked = np.argsort(np.where(kept, first, count), kind="stable")
-    number = np.zeros(united, dtype=np.uint64)
-    number[ranked[: kept.sum()]] = np.arange(1, kept.sum() + 1, dtype=np.uint64)
-    return Numbering(roots, number[member], int(kept.sum()))
+    pairs = np.searchsorted(roots, np.concatenate([nothing.reshape(0, 2), *edges]))
+    labels, instances = unite(sizes, pairs, min_size=min_size)
+    return Numbering(roots, labels, instances, sizes)
 
 
 # ---------------------------------------------------------------------------------- lazy graph
@@ -264,11 +267,14 @@ def postprocess_single(
     convergence_radius, min_size
         See `cluster_convergence`.
     group
-        1, convex objects.
+        1, convex objects: tracking and clustering. 2, elongated objects: then clusters that touch
+        are joined where their flows agree (a mean dot product above 0 over the contact), and
+        `split_disconnected` follows.
 
     Returns
     -------
-    int32 ``[Z,Y,X]``: 0 background, 1..K by smallest convergence cell. NumPy for NumPy, lazy for
+    int32 ``[Z,Y,X]``: 0 background, 1..K by smallest convergence cell (group 2: by smallest
+    cell, then by first voxel). NumPy for NumPy, lazy for
     dask: the same labels, whatever the chunks.
 
     Raises
@@ -288,7 +294,9 @@ def postprocess_single(
     check_inputs(sem_mask, flow)
     if not (isinstance(sem_mask, da.Array) or isinstance(flow, da.Array)):
         coords, ends = track_flows(sem_mask, flow, n_steps, step_size)
-        return cluster_convergence(coords, ends, np.shape(sem_mask), convergence_radius, min_size)
+        shape = np.shape(sem_mask)
+        clusters = cluster_convergence(coords, ends, shape, convergence_radius, min_size)
+        return _in_group(clusters, np.asarray(flow), settings)
     mask, field = da.asarray(sem_mask), da.asarray(flow)
     grid = grid_of(mask, argument="sem_mask")
     cells = [
@@ -301,7 +309,14 @@ def postprocess_single(
         delayed(_paint_chunk)(source.read(region), chunk, resolved)
         for region, chunk in zip(grid, cells, strict=True)
     ]
-    return assemble(painted, grid, dtype=np.int32)
+    return _in_group(assemble(painted, grid, dtype=np.int32), field, settings)
+
+
+def _in_group(clusters: Any, flow: Any, settings: SegmentSettings) -> Any:
+    """What the group of the settings makes of the clusters; NumPy or dask."""
+    if settings.group == 2:
+        return split_disconnected(join_touching(clusters, flow))
+    return clusters
 
 
 def _cluster(

@@ -19,9 +19,14 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from topo_dask.kernels.tables import (
+    DOT_REST,
+    DOT_WHOLE,
     END_PARTS,
+    FARTHEST,
+    LARGEST_DOT,
     LARGEST_ERROR,
     CellTable,
+    ContactTable,
     EndTable,
     ErrorTable,
     InstanceTable,
@@ -533,6 +538,188 @@ def drop_small(clusters: Int64, *, min_size: int) -> Int64:
     kept = sizes >= min_size
     kept[:1] = False
     return np.asarray(np.where(kept, np.cumsum(kept), 0)[clusters], dtype=np.int64)
+
+
+# ── contacts, pieces, nearest labels ─────────────────────────────────────────────────────────
+
+
+def contacts(
+    labels: Labels, flow4: Float32, *, core: Sequence[int], step_size: float = 1.0
+) -> ContactTable:
+    """Pairs of labels that touch by a face whose first voxel lies in the block.
+
+    Examples
+    --------
+    >>> labels = np.array([[[7, 3, 3]]])
+    >>> flow4 = interleave(np.ones((3, 1, 1, 3), np.float32))
+    >>> table = contacts(labels, flow4, core=(1, 1, 3))
+    >>> table.a, table.b, table.area, table.mean_dot, table.crossing
+    (array([3], dtype=uint64), array([7], dtype=uint64), array([1]), array([3.]), array([1]))
+    """
+    rows: dict[tuple[int, int], list[int]] = {}
+    step = np.float32(step_size)
+    for voxel in np.argwhere(np.asarray(labels) != 0).tolist():
+        for axis in range(3):
+            beside = [v + (i == axis) for i, v in enumerate(voxel)]
+            if any(v >= c for v, c in zip(voxel, core, strict=True)):
+                continue
+            if beside[axis] >= labels.shape[axis]:
+                continue
+            one, two = int(labels[tuple(voxel)]), int(labels[tuple(beside)])
+            if one == two or two == 0:
+                continue
+            f, g = flow4[tuple(voxel)], flow4[tuple(beside)]
+            z, y, x = (float(f[i]) * float(g[i]) for i in range(3))
+            scaled = min(max((z + y) + x, -LARGEST_DOT), LARGEST_DOT) * DOT_WHOLE
+            row = rows.setdefault((min(one, two), max(one, two)), [0, 0, 0, 0])
+            row[0] += 1
+            row[1] += math.floor(scaled)
+            row[2] += round((scaled - math.floor(scaled)) * DOT_REST)
+            row[3] += bool(step * f[axis] >= 0.5) + bool(step * g[axis] <= -0.5)
+    pairs = sorted(rows)
+    columns = np.array([rows[p] for p in pairs], dtype=np.int64).reshape(-1, 4).T.copy()
+    ids = np.array(pairs, dtype=np.uint64).reshape(-1, 2).T.copy()
+    return ContactTable(ids[0], ids[1], *columns)
+
+
+def join_touching(labels: Labels, flow: npt.NDArray[Any], *, min_dot: float = 0.0) -> Int64:
+    """Join instances whose flows agree where they touch; number by smallest id.
+
+    Examples
+    --------
+    >>> flow = np.ones((3, 1, 1, 3), np.float32)
+    >>> join_touching(np.array([[[3, 1, 0]]]), flow)
+    array([[[1, 1, 0]]])
+    """
+    dots: dict[tuple[int, int], list[float]] = {}
+    field = np.asarray(flow, dtype=np.float32).astype(np.float64)
+    for axis in range(3):
+        low: list[Any] = [slice(None)] * 3
+        high = low.copy()
+        low[axis], high[axis] = slice(None, -1), slice(1, None)
+        a, b = labels[tuple(low)], labels[tuple(high)]
+        touch = (a != b) & (a != 0) & (b != 0)
+        f, g = field[(slice(None), *low)], field[(slice(None), *high)]
+        products = (f[:, touch] * g[:, touch]).sum(axis=0)
+        for one, two, dot in zip(a[touch].tolist(), b[touch].tolist(), products, strict=True):
+            dots.setdefault((min(one, two), max(one, two)), []).append(float(dot))
+    ids = np.unique(labels[labels != 0])
+    number = {old: row for row, old in enumerate(ids.tolist())}
+    joined = [p for p, values in dots.items() if math.fsum(values) / len(values) > min_dot]
+    pairs = np.array([[number[a], number[b]] for a, b in joined], dtype=np.int64).reshape(-1, 2)
+    graph = coo_matrix((np.ones(len(pairs)), tuple(pairs.T)), shape=(len(ids), len(ids)))
+    component = connected_components(graph, directed=False)[1]
+    _, first = np.unique(component, return_index=True)
+    rank = np.argsort(np.argsort(first))[component] + 1 if len(ids) else component
+    out = np.zeros(labels.shape, dtype=np.int64)
+    inside = labels != 0
+    out[inside] = rank[np.searchsorted(ids, labels[inside])]
+    return out
+
+
+def pieces(labels: Labels) -> tuple[npt.NDArray[np.int32], UInt64, Int64, Int64]:
+    """6-connected pieces of equal labels, numbered 1.. by first voxel in C order.
+
+    Returns
+    -------
+    number, ids, voxels, first
+        Of each voxel its piece; of each piece its label, its size and the linear index of its
+        first voxel.
+
+    Examples
+    --------
+    >>> pieces(np.array([[[4, 4, 0, 4]]]))[0]
+    array([[[1, 1, 0, 2]]], dtype=int32)
+    """
+    number = np.zeros(labels.shape, dtype=np.int64)
+    found = 0
+    for own in np.unique(labels[labels != 0]):
+        parts, count = label(labels == own)
+        number[parts > 0] = parts[parts > 0] + found
+        found += count
+    kinds, first, voxels = np.unique(number, return_index=True, return_counts=True)
+    some = kinds > 0
+    order = np.argsort(first[some])
+    rank = np.zeros(found + 1, dtype=np.int32)
+    rank[kinds[some][order]] = np.arange(1, found + 1)
+    first, voxels = first[some][order].astype(np.int64), voxels[some][order].astype(np.int64)
+    ids: UInt64 = labels.ravel()[first].astype(np.uint64)
+    return rank[number], ids, voxels, first
+
+
+def nearest_labels(
+    points: Int64, labels: Labels, *, groups: Int64 | None = None, group_of: Labels | None = None
+) -> tuple[Int64, UInt64]:
+    """Squared distance and label of the nearest labelled voxel; the smallest label of a tie.
+
+    Parameters
+    ----------
+    points
+        int64 ``[N, 3]``.
+    labels
+        ``[Z, Y, X]``.
+    groups, group_of
+        int64 ``[N]`` and ``[Z, Y, X]``: only voxels of a point's group count.
+
+    Examples
+    --------
+    >>> nearest_labels(np.array([[0, 0, 1]]), np.array([[[9, 0, 4]]]))
+    (array([1]), array([4], dtype=uint64))
+    """
+    voxels = np.argwhere(labels != 0)
+    found = labels[labels != 0].astype(np.uint64)
+    squared = np.full(len(points), FARTHEST, dtype=np.int64)
+    best = np.zeros(len(points), dtype=np.uint64)
+    for row, point in enumerate(points):
+        some = slice(None)
+        if groups is not None and group_of is not None:
+            some = group_of[labels != 0] == groups[row]
+        if len(voxels[some]):
+            apart = ((voxels[some] - point) ** 2).sum(axis=1)
+            squared[row] = apart.min()
+            best[row] = found[some][apart == apart.min()].min()
+    return squared, best
+
+
+def split_disconnected(labels: Labels, *, min_fragment_ratio: float = 0.1) -> Int64:
+    """Pieces that are large parts of their instance become instances, the others join these.
+
+    Examples
+    --------
+    >>> split_disconnected(np.array([[[8, 8, 0, 8, 8]]]))
+    array([[[1, 1, 0, 2, 2]]])
+    """
+    out = np.zeros(labels.shape, dtype=np.int64)
+    last = 0
+    for own in np.unique(labels[labels != 0]):
+        number, _, voxels, _ = pieces(np.where(labels == own, labels, 0))
+        large = voxels >= max(1, int(voxels.sum() * min_fragment_ratio))
+        if not large.any():  # all of them are small: they stay together
+            large[:] = True
+            number = np.minimum(number, 1)
+            voxels, large = voxels[:1], large[:1]
+        new = np.concatenate([[0], np.where(large, np.cumsum(large) + last, 0)])
+        last += int(large.sum())
+        mine = new[number]
+        points = np.argwhere((number > 0) & (mine == 0))
+        _, nearest = nearest_labels(points, mine)
+        mine[tuple(points.T)] = nearest
+        out += mine
+    return out
+
+
+def segment_group2(mask: Mask, flow: npt.NDArray[Any], **settings: Any) -> Int64:
+    """As `segment_group1`; then touching instances are joined, disconnected ones are split.
+
+    Examples
+    --------
+    >>> flow = np.ones((3, 1, 1, 9), np.float32)
+    >>> options = {"n_steps": 0, "step_size": 1.0, "convergence_radius": 1.0, "min_size": 1}
+    >>> segment_group2(np.array([[[1, 1, 1, 1, 0, 1, 1, 1, 1]]]), flow, **options)
+    array([[[1, 1, 1, 1, 0, 2, 2, 2, 2]]])
+    """
+    clusters = segment_group1(mask, flow, **settings)
+    return split_disconnected(join_touching(clusters, flow))
 
 
 # ── fusing and comparing ─────────────────────────────────────────────────────────────────────

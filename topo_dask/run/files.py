@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,32 @@ def stored(source: Any, scratch: Path, *, argument: str, together: int = 3) -> A
         target[...] = source[...]
     os.replace(partial, path)
     return open_array(path, argument=argument, axes=(len(source.shape),))
+
+
+def scratch_array(
+    path: Path,
+    shape: Sequence[int],
+    chunks: Sequence[int],
+    dtype: npt.DTypeLike,
+    *,
+    identity: Path | None = None,
+    zarr_format: Any = 3,
+) -> tuple[AnyArray, str]:
+    """An array of zeros, or that of the run that goes on.
+
+    With it comes a text that changes when it was made anew, kept beside it or in ``identity``.
+    """
+    identity = identity or path.with_suffix(".identity")
+    with suppress(Exception):  # not there, or damaged: made anew
+        array = zarr.open_array(store=str(path), mode="r+")
+        if (array.shape, array.chunks, array.dtype) == (tuple(shape), tuple(chunks), dtype):
+            return array, identity.read_text()
+    shutil.rmtree(path, ignore_errors=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = create_array(path, shape, chunks, dtype, zarr_format=zarr_format)
+    identity.parent.mkdir(parents=True, exist_ok=True)
+    identity.write_text(uuid.uuid4().hex)
+    return array, identity.read_text()
 
 
 def input_mark(source: Any) -> str:

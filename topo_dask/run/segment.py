@@ -6,6 +6,7 @@ import itertools
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,18 @@ from topo_dask.graph.track import (
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.tables import CellTable
-from topo_dask.run.files import input_mark, load_array, open_input, save_array, stored
+from topo_dask.run.chain import Chain, Step, View, run_steps
+from topo_dask.run.contacts import join_step
+from topo_dask.run.evidence import FOLDER
+from topo_dask.run.evidence import keep_evidence as keep_evidence_of
+from topo_dask.run.files import (
+    input_mark,
+    load_array,
+    open_input,
+    save_array,
+    scratch_array,
+    stored,
+)
 from topo_dask.run.job import (
     Run,
     RunOptions,
@@ -47,6 +59,7 @@ from topo_dask.run.job import (
     speed,
 )
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.pieces import split_step
 from topo_dask.storage import AnyArray, load_table, output_chunks, save_table
 
 HALO = 32
@@ -73,6 +86,10 @@ class SegmentJob:
     halo: int
     work: Path
     out: AnyArray | None = None
+    parts: bool = False
+
+    # ``parts``: whether the labels that are written first are numbers of the owners' components,
+    # each of which belongs to one instance, and steps follow that make instances of them.
 
     @property
     def radius(self) -> float:
@@ -273,22 +290,28 @@ def edges_of_block(task: Task) -> int:
     return len(edges)
 
 
-def number_all(task: Task) -> int:
-    """Stage number: one union over all owners; gives the number of instances."""
+def number_all(task: Task) -> tuple[int, int]:
+    """Stage number: one union over all owners; gives the number of instances, their voxels."""
     job = task.job
+    edges = [load_array(job.file("edges", n)) for n in task.others]
     numbering = number_instances(
         [component_sizes(_load_owned(job, n)) for n in task.others],
-        [load_array(job.file("edges", n)) for n in task.others],
+        edges,
         min_size=job.settings.min_size,
     )
+    number = numbering.parts if job.parts else numbering.of
     for owner in task.others:
-        labels = numbering.of(_load_owned(job, owner).roots)
-        save_array(job.file("labels", owner), labels)
-    return numbering.instances
+        save_array(job.file("labels", owner), number(_load_owned(job, owner).roots))
+    if job.parts:
+        close = np.concatenate([np.zeros((0, 2), np.int64), *edges])
+        save_array(job.work / "parts" / "close.npy", numbering.parts(close))
+        save_array(job.work / "parts" / "names.npy", numbering.names)
+        save_array(job.work / "parts" / "voxels.npy", numbering.voxels)
+    return numbering.instances, int(numbering.voxels[numbering.labels > 0].sum())
 
 
-def label_block(task: Task) -> int:
-    """Stage labels: a block's labels into the output; gives its labelled voxels."""
+def label_block(task: Task) -> None:
+    """Stage labels: a block's labels, or parts of instances, into their array."""
     job, core = task.job, task.job.grid.region(task.block)
     cells = CellTable(**load_table(job.file("cells", task.block, "npz"))).cells
     of_cell = np.zeros(len(cells), dtype=np.uint64)
@@ -303,13 +326,12 @@ def label_block(task: Task) -> int:
     assert job.out is not None
     out = paint(mask, load_array(job.file("index", task.block)), of_cell, job.out.dtype)
     job.out[core.slices] = out
-    return int(np.count_nonzero(out))
 
 
 def _merge(
     run: Run, job: SegmentJob, came_home: dict[int, list[Mail]], marks: tuple[str, str, str]
-) -> int:
-    """All stages between tracking and labels; gives the number of instances."""
+) -> tuple[int, int]:
+    """All stages between tracking and labels; gives the number of instances, their voxels."""
     blocks = range(len(job.grid))
     voxels = [region.size for region in job.grid]
     _, cell_mark, number_mark = marks
@@ -329,8 +351,9 @@ def _merge(
         tasks.append(Task(job, owner, others=later))
     run.ledger.run(run.engine, "edges", cell_mark, edges_of_block, tasks)
     everything = [Task(job, 0, others=tuple(having))]
-    (instances,) = run.ledger.run(run.engine, "number", number_mark, number_all, everything)
-    return int(instances)
+    mark = fingerprint(number_mark, "parts") if job.parts else number_mark
+    ((instances, voxels),) = run.ledger.run(run.engine, "number", mark, number_all, everything)
+    return int(instances), int(voxels)
 
 
 def segment(
@@ -344,6 +367,7 @@ def segment(
     convergence_radius: float = 4.0,
     min_size: int = 50,
     group: int = 1,
+    keep_evidence: bool = False,
     halo: int = HALO,
     blocks: Any = None,
     work_dir: Any = None,
@@ -371,7 +395,11 @@ def segment(
     convergence_radius, min_size
         See `cluster_convergence`.
     group
-        1, convex objects.
+        1, convex objects; 2, elongated objects: see `postprocess_single`.
+    keep_evidence
+        Keep in ``output/evidence`` what `relabel` needs to make other labels in seconds: the part
+        of every voxel (about the size of the labels on disk) and a table of joins (57 bytes for
+        each two parts that touch or end close together).
     halo
         Voxels around a block that its particles may cross without being handed over. It saves
         rounds and changes nothing else.
@@ -410,7 +438,7 @@ def segment(
     place = options.output(output, [field, mask])
     marks = _fingerprints(field, mask, threshold, settings, grid, halo)
     title = f"Instances of {'x'.join(map(str, grid.shape))} voxels"
-    final = fingerprint(marks[2], zarr_format)
+    final = fingerprint(marks[2], bool(keep_evidence), zarr_format)
     if published_already(place, final, options):
         return RunResult(place.open(), place.path, title, 0.0, {})
     began = time.monotonic()
@@ -424,7 +452,7 @@ def segment(
             int(halo),
             run.work,
         )
-        details = _run_stages(run, job, marks, zarr_format)
+        details = _run_stages(run, job, marks, zarr_format, final if keep_evidence else None)
         geometry = geometry_of(field if mask is None else mask)
         array = place.publish_labels(geometry=geometry, attributes={"fingerprint": final})
     seconds = time.monotonic() - began
@@ -465,20 +493,69 @@ def _fingerprints(
 
 
 def _run_stages(
-    run: Run, job: SegmentJob, marks: tuple[str, str, str], zarr_format: int
+    run: Run, job: SegmentJob, marks: tuple[str, str, str], zarr_format: int, evidence: str | None
 ) -> dict[str, Any]:
+    """Everything up to the labels; ``evidence`` is the fingerprint that what is kept bears."""
+    steps = steps_of(job, evidence is not None)
+    in_parts = bool(steps) or evidence is not None
+    job = replace(job, parts=in_parts)
     counts, came_home, rounds = _track(run, job, marks[0])
-    instances = _merge(run, job, came_home, marks)
-    dtype = np.uint32 if instances < 2**32 else np.uint64
-    chunks = output_chunks(job.grid.largest, job.grid.shape)
-    out = run.output.create(job.grid.shape, chunks, dtype, zarr_format=zarr_format)  # type: ignore[arg-type]
+    instances, voxels = _merge(run, job, came_home, marks)
+    out, identity = _first_labels(run, job, instances, zarr_format, evidence is not None)
     tasks = [Task(replace(job, out=out), n) for n in range(len(job.grid))]
-    voxels = [region.size for region in job.grid]
-    mark = fingerprint(marks[2], run.output.identity)
-    labelled = run.ledger.run(run.engine, "labels", mark, label_block, tasks, voxels=voxels)
+    sizes = [region.size for region in job.grid]
+    mark = fingerprint(marks[2], in_parts, identity)
+    run.ledger.run(run.engine, "labels", mark, label_block, tasks, voxels=sizes)
+    if in_parts:
+        base = View(out, instances, voxels, mark, names=run.work / "parts" / "names.npy")
+        chain = Chain(run, job.grid, base, zarr_format)
+        if evidence is not None:
+            _keep(chain, job, evidence)
+        made = run_steps(chain, steps)
+        instances, voxels = made.instances, made.voxels
     return {
         "instances": instances,
-        "foreground": f"{sum(counts)} voxels, {sum(labelled)} of them labelled",
+        "foreground": f"{sum(counts)} voxels, {voxels} of them labelled",
         "blocks": repr(job.grid),
         "rounds": f"{rounds} with a halo of {job.halo}",
     }
+
+
+def _first_labels(
+    run: Run, job: SegmentJob, instances: int, zarr_format: int, kept: bool
+) -> tuple[AnyArray, str]:
+    """The array that the merge writes: the output, or the parts, kept or not."""
+    shape = job.grid.shape
+    chunks = output_chunks(job.grid.largest, shape)
+    if not job.parts:
+        dtype = np.uint32 if instances < 2**32 else np.uint64
+        made = run.output.create(shape, chunks, dtype, zarr_format=zarr_format)  # type: ignore[arg-type]
+        return made, run.output.identity
+    path = (run.output.beside(FOLDER) if kept else run.work / "parts") / "parts"
+    identity = run.work / "parts" / "identity"
+    form = zarr_format if kept else 3
+    return scratch_array(path, shape, chunks, np.uint64, identity=identity, zarr_format=form)
+
+
+def _keep(chain: Chain, job: SegmentJob, final: str) -> None:
+    keep_evidence_of(
+        chain,
+        flow=job.flow,
+        step_size=job.settings.step_size,
+        final=final,
+        settings={
+            "min_size": int(job.settings.min_size),
+            "group": int(job.settings.group),
+            "blocks": list(job.grid.largest),
+        },
+    )
+
+
+def steps_of(job: SegmentJob, kept: bool) -> list[Step]:
+    """What is done with the clusters, in this order."""
+    steps: list[Step] = []
+    if job.settings.group == 2:
+        step_size = job.settings.step_size
+        steps.append(partial(join_step, flow=job.flow, step_size=step_size, stored=kept))
+        steps.append(split_step)
+    return steps

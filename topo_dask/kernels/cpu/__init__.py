@@ -3,11 +3,14 @@
 from topo_dask.kernels.contingency import contingency
 from topo_dask.kernels.cpu.blend import blend_weight
 from topo_dask.kernels.cpu.cells import cell_numbers, cell_table, join_cells
+from topo_dask.kernels.cpu.contacts import contacts
 from topo_dask.kernels.cpu.diffusion import diffusion_flow
 from topo_dask.kernels.cpu.direct import direct_centres, direct_flow, flow_errors
 from topo_dask.kernels.cpu.ends import end_sums
 from topo_dask.kernels.cpu.holes import background
-from topo_dask.kernels.cpu.labels import compact, instance_facts, rows_of
+from topo_dask.kernels.cpu.labels import compact, instance_facts, renamed, rows_of
+from topo_dask.kernels.cpu.nearest import label_runs, nearest_labels
+from topo_dask.kernels.cpu.pieces import pieces
 from topo_dask.kernels.cpu.rounds import Span, diffusion_round, field_types
 from topo_dask.kernels.cpu.tracking import foreground_voxels, interleave, track
 
@@ -18,6 +21,7 @@ __all__ = [
     "cell_numbers",
     "cell_table",
     "compact",
+    "contacts",
     "contingency",
     "diffusion_flow",
     "diffusion_round",
@@ -30,6 +34,10 @@ __all__ = [
     "instance_facts",
     "interleave",
     "join_cells",
+    "label_runs",
+    "nearest_labels",
+    "pieces",
+    "renamed",
     "rows_of",
     "track",
 ]

@@ -110,6 +110,27 @@ def compact(
     return local, ids[order]
 
 
+def renamed(labels: Integers, names: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Labels by other names.
+
+    Parameters
+    ----------
+    labels
+        ``[Z,Y,X]``, any integer type, no negative values; 0 is background and stays 0.
+    names
+        uint64 ``[K + 1]``: the new label of each label. Only the rows of labels that occur are
+        read, so it may be a memory map.
+
+    Examples
+    --------
+    >>> renamed(np.array([[[0, 2, 1]]]), np.array([0, 7, 9], np.uint64))
+    array([[[0, 9, 7]]], dtype=uint64)
+    """
+    local, ids = compact(labels)
+    new: npt.NDArray[np.uint64] = np.concatenate([np.zeros(1, np.uint64), names[ids]])
+    return new[local]
+
+
 def rows_of(present: npt.NDArray[np.uint64], ids: npt.NDArray[np.uint64]) -> npt.NDArray[np.intp]:
     """Rows of an instance table in which some ids stand; both ascending.
 

@@ -1,0 +1,106 @@
+"""Where labels touch: the size of each contact and how well the flows on its two sides agree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from topo_dask.kernels.cpu.labels import _doubled, _slot, compact
+from topo_dask.kernels.jit import compiled
+from topo_dask.kernels.tables import DOT_REST, DOT_WHOLE, LARGEST_DOT, ContactTable
+
+
+@compiled
+def _count(local: Any, flow4: Any, core: Any, step: Any, most: int) -> Any:
+    """Rows (area, whole, rest, crossing) of the pairs of labels, and the pairs as they appear."""
+    keys = np.zeros(1024, np.uint64)
+    numbers = np.zeros(1024, np.int32)
+    pairs = np.zeros(512, np.uint64)
+    rows = np.zeros((512, 4), np.int64)
+    count = np.int32(0)
+    half = np.float32(0.5)
+    for axis in range(3):
+        dz, dy, dx = axis == 0, axis == 1, axis == 2
+        for z in range(min(core[0], local.shape[0] - dz)):
+            for y in range(min(core[1], local.shape[1] - dy)):
+                previous, row = np.uint64(0), 0
+                for x in range(min(core[2], local.shape[2] - dx)):
+                    one, two = local[z, y, x], local[z + dz, y + dy, x + dx]
+                    if one == two or one == 0 or two == 0:
+                        continue
+                    key = np.uint64(min(one, two)) * np.uint64(most) + np.uint64(max(one, two))
+                    if key != previous:
+                        previous = key
+                        at = _slot(keys, numbers, key)
+                        if numbers[at] == 0:
+                            if count == pairs.size:
+                                keys, numbers = _doubled(keys, numbers)
+                                pairs = np.concatenate((pairs, np.zeros_like(pairs)))
+                                rows = np.concatenate((rows, np.zeros_like(rows)))
+                                at = _slot(keys, numbers, key)
+                            pairs[count] = key
+                            count += np.int32(1)
+                            keys[at] = key
+                            numbers[at] = count
+                        row = numbers[at] - 1
+                    f, g = flow4[z, y, x], flow4[z + dz, y + dy, x + dx]
+                    dot = np.float64(f[0]) * np.float64(g[0])
+                    dot += np.float64(f[1]) * np.float64(g[1])
+                    dot += np.float64(f[2]) * np.float64(g[2])
+                    scaled = min(max(dot, -LARGEST_DOT), LARGEST_DOT) * DOT_WHOLE
+                    whole = np.floor(scaled)
+                    rows[row, 0] += 1
+                    rows[row, 1] += np.int64(whole)
+                    rows[row, 2] += np.int64(np.rint((scaled - whole) * DOT_REST))
+                    rows[row, 3] += (step * f[axis] >= half) + (step * g[axis] <= -half)
+    return pairs[:count], rows[:count]
+
+
+def contacts(
+    labels: npt.NDArray[np.integer[Any]],
+    flow4: npt.NDArray[np.float32],
+    *,
+    core: tuple[int, ...],
+    step_size: float = 1.0,
+) -> ContactTable:
+    """Pairs of labels that touch by a face.
+
+    A face between two voxels belongs to the block in which the first of them lies, so tables of
+    blocks add up to that of the volume.
+
+    Parameters
+    ----------
+    labels
+        ``[Z,Y,X]``, any integer type, 0 is background: a block, and beyond its last voxels one
+        more along each axis, where the volume has them.
+    flow4
+        float32 ``[Z,Y,X,4]`` of the same voxels, see `interleave`.
+    core
+        Shape of the block itself.
+    step_size
+        Length of a particle's step where the flow has length 1.
+
+    Returns
+    -------
+    ContactTable
+
+    Examples
+    --------
+    >>> labels = np.array([[[7, 7, 3, 3]]])
+    >>> flow4 = np.zeros((1, 1, 4, 4), np.float32)
+    >>> flow4[..., 2] = [1, 1, 0.25, 1]
+    >>> table = contacts(labels, flow4, core=(1, 1, 4))
+    >>> table.a, table.b, table.area, table.mean_dot, table.crossing
+    (array([3], dtype=uint64), array([7], dtype=uint64), array([1]), array([0.25]), array([1]))
+    """
+    local, ids = compact(labels)
+    most = ids.size + 1
+    flow4 = np.ascontiguousarray(flow4)
+    sides = np.asarray(core, dtype=np.int64)
+    pairs, rows = _count(local, flow4, sides, np.float32(step_size), most)
+    order = np.argsort(pairs)
+    pairs, rows = pairs[order].astype(np.int64), rows[order]
+    names = np.concatenate([np.zeros(1, np.uint64), ids])
+    return ContactTable(names[pairs // most], names[pairs % most], *rows.T.copy())

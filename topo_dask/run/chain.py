@@ -1,0 +1,159 @@
+"""Steps from labels to labels: what a step reads, what it renames, where it writes.
+
+A step that only gives other numbers writes a small table of names and no voxel; what reads the
+labels afterwards reads them through it. A step that changes voxels writes an array: scratch, or,
+if it is the last, the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from topo_dask.grid import BlockGrid, Region
+from topo_dask.kernels import cpu
+from topo_dask.run.files import load_array, scratch_array
+from topo_dask.run.job import Run
+from topo_dask.run.ledger import fingerprint
+from topo_dask.storage import AnyArray, output_chunks
+
+
+@dataclass(frozen=True)
+class View:
+    """Labels on disk, and what their numbers mean by now. Small: it travels in every task.
+
+    Parameters
+    ----------
+    array
+        ``[Z,Y,X]``, the stored numbers.
+    instances
+        How many instances there are: 1..K.
+    voxels
+        How many voxels are labelled.
+    mark
+        Fingerprint of all that the labels depend on.
+    names
+        File with the label of each stored number, from 0 on (`load_array`, uint64); ``None``
+        where the stored numbers are the labels.
+    final
+        Whether the array is the output's.
+    """
+
+    array: AnyArray
+    instances: int
+    voxels: int
+    mark: str
+    names: Path | None = None
+    final: bool = False
+
+    def stored(self, region: Region) -> npt.NDArray[Any]:
+        """The stored numbers of a region."""
+        numbers: npt.NDArray[Any] = np.asarray(self.array[region.slices])
+        return numbers
+
+    def read(self, region: Region) -> npt.NDArray[Any]:
+        """The labels of a region."""
+        numbers = self.stored(region)
+        if self.names is None:
+            return numbers
+        return cpu.renamed(numbers, load_array(self.names, memory_map=True))
+
+
+@dataclass(frozen=True)
+class ChainTask:
+    """One block of a step that takes labels from one array to another."""
+
+    view: View
+    grid: BlockGrid
+    block: int
+    out: AnyArray | None = None
+
+    @property
+    def core(self) -> Region:
+        """The block's voxels."""
+        return self.grid.region(self.block)
+
+    def __str__(self) -> str:
+        return f"block {self.core}"
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What the steps of a run share.
+
+    Parameters
+    ----------
+    run
+        The run they belong to.
+    grid
+        Its blocks.
+    base
+        Where the steps begin. Its stored number is 0 exactly where there is no foreground.
+    zarr_format
+        Of the output.
+    """
+
+    run: Run
+    grid: BlockGrid
+    base: View
+    zarr_format: int = 3
+
+    @property
+    def work(self) -> Path:
+        """Where scratch data goes."""
+        return self.run.work
+
+    def stage(
+        self, name: str, mark: str, function: Callable[[Any], Any], items: Sequence[Any]
+    ) -> list[Any]:
+        """Results of all items of a stage; those that the ledger knows are not done again."""
+        voxels = [self.grid.region(item.block).size for item in items if hasattr(item, "block")]
+        counted = voxels if len(voxels) == len(items) else None
+        return self.run.ledger.run(self.run.engine, name, mark, function, items, voxels=counted)
+
+    def target(self, name: str, instances: int, *, last: bool) -> tuple[AnyArray, str]:
+        """The array that a step writes, and a text that changes when it was made anew.
+
+        Each block has one writer: the task of this block.
+        """
+        dtype = np.uint32 if instances < 2**32 else np.uint64
+        chunks = output_chunks(self.grid.largest, self.grid.shape)
+        if last:
+            made = self.run.output.create(
+                self.grid.shape,
+                chunks,
+                dtype,
+                zarr_format=self.zarr_format,  # type: ignore[arg-type]
+            )
+            return made, self.run.output.identity
+        return scratch_array(self.work / "steps" / f"{name}.zarr", self.grid.shape, chunks, dtype)
+
+
+Step = Callable[[Chain, View, bool], View]
+"""Takes the labels so far; the last argument says whether none comes after it."""
+
+
+def write_block(task: ChainTask) -> int:
+    """Stage write: the labels of a block into the output."""
+    assert task.out is not None
+    task.out[task.core.slices] = task.view.read(task.core).astype(task.out.dtype)
+    return 0
+
+
+def run_steps(chain: Chain, steps: Sequence[Step]) -> View:
+    """Do the steps one after the other; the labels in the end are the output's array."""
+    view = chain.base
+    for number, step in enumerate(steps):
+        view = step(chain, view, number == len(steps) - 1)
+    if view.final:
+        return view
+    out, identity = chain.target("output", view.instances, last=True)
+    mark = fingerprint(view.mark, "write", identity)
+    tasks = [ChainTask(view, chain.grid, n, out) for n in range(len(chain.grid))]
+    chain.stage("write", mark, write_block, tasks)
+    return View(out, view.instances, view.voxels, mark, final=True)

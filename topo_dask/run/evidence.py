@@ -1,0 +1,154 @@
+"""What is kept of a run, so that other thresholds give other labels without any tracking.
+
+In ``evidence`` beside the labels: ``parts``, an array with the part of every voxel of the
+foreground, and two tables: the size of each part, and what is known of each two parts that touch
+or end close together. All three bear the fingerprint of the run that made them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from topo_dask.errors import InputNotFound, InvalidData
+from topo_dask.graph.contacts import Joins, all_joins
+from topo_dask.kernels.tables import ContactTable, merge_contacts
+from topo_dask.run.chain import Chain, View
+from topo_dask.run.contacts import contact_tables, load_contacts
+from topo_dask.run.files import load_array
+from topo_dask.run.ledger import fingerprint
+from topo_dask.storage import MARK, AnyArray, load_table, save_table
+
+FOLDER = "evidence"
+"""Its name in the output's group."""
+
+_CONTACTS = tuple(ContactTable.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class EvidenceTask:
+    """One table of all joins."""
+
+    contacts: tuple[Path, ...]
+    parts: Path
+    folder: Path
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return "all joins"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence of a run, opened and checked.
+
+    Parameters
+    ----------
+    labels
+        The labels that the run made.
+    parts
+        ``[Z,Y,X]``, the part of every voxel of the foreground.
+    joins, sizes
+        Files of the tables.
+    fingerprint
+        Of the run.
+    settings
+        ``min_size``, ``group`` and ``blocks`` of the run.
+    """
+
+    labels: AnyArray
+    parts: AnyArray
+    joins: Path
+    sizes: Path
+    fingerprint: str
+    settings: dict[str, Any]
+
+    def load(self) -> Joins:
+        """Read the tables."""
+        columns = load_table(self.joins)
+        table = ContactTable(*(columns[name] for name in _CONTACTS))
+        return Joins(table, columns["close"], load_table(self.sizes)["voxels"])
+
+
+def keep_joins(task: EvidenceTask) -> int:
+    """Stage evidence: the tables of all joins and of all parts; gives the number of joins."""
+    contacts = merge_contacts([load_contacts(path) for path in task.contacts])
+    close, voxels = (load_array(task.parts / f"{name}.npy") for name in ("close", "voxels"))
+    joins = all_joins(contacts, close, voxels)
+    columns = {name: getattr(joins.contacts, name) for name in _CONTACTS}
+    save_table(
+        task.folder / "joins.npz",
+        **columns,
+        mean_dot=np.where(columns["area"] > 0, joins.contacts.mean_dot, np.nan),
+        close=joins.close,
+        fingerprint=task.fingerprint,
+    )
+    save_table(task.folder / "parts.npz", voxels=joins.voxels, fingerprint=task.fingerprint)
+    return len(joins.close)
+
+
+def keep_evidence(
+    chain: Chain,
+    *,
+    flow: AnyArray,
+    step_size: float,
+    final: str,
+    settings: dict[str, Any],
+) -> None:
+    """Write the evidence of a run, whose base is the array of parts, beside its labels."""
+    base = chain.base
+    stored = View(base.array, 0, 0, base.mark)
+    paths, mark = contact_tables(chain, stored, flow=flow, step_size=step_size)
+    folder = chain.run.output.beside(FOLDER)
+    task = EvidenceTask(tuple(paths), chain.work / "parts", folder, final)
+    chain.stage("evidence", fingerprint(mark, base.mark, final), keep_joins, [task])
+    attributes: dict[str, Any] = {MARK: {"fingerprint": final, **settings}}
+    base.array.update_attributes(attributes)
+    zarr.open_group(
+        store=str(folder),
+        mode="a",
+        zarr_format=chain.zarr_format,  # type: ignore[arg-type]
+        attributes=attributes,
+    )
+
+
+def open_evidence(source: Any) -> Evidence:
+    """Open the evidence of a finished run, given its result or its path.
+
+    Raises
+    ------
+    InputNotFound
+        There is no result, or it was made without evidence.
+    InvalidData
+        Labels, parts and tables are not of one run; the fingerprints are named.
+    """
+    path = Path(getattr(source, "path", source)).expanduser().absolute()
+    folder = path / FOLDER
+    do = "Pass the output of segment(..., keep_evidence=True) (--keep-evidence)."
+    try:
+        made: Any = zarr.open_group(store=str(path), mode="r").attrs[MARK]
+        labels = zarr.open_array(store=str(path / "s0"), mode="r")
+        parts = zarr.open_array(store=str(folder / "parts"), mode="r")
+        kept: Any = parts.attrs[MARK]
+        settings = dict(kept)
+    except (OSError, KeyError, ValueError) as error:
+        came = f"{str(path)!r}, where no evidence is"
+        raise InputNotFound("source", came, "a result with its evidence", do) from error
+    own = str(made["fingerprint"])
+    found = {"parts": str(settings.pop("fingerprint"))}
+    tables = {name: folder / f"{name}.npz" for name in ("joins", "parts")}
+    for table in tables.values():
+        found[table.name] = str(load_table(table)["fingerprint"])
+    for name, other in found.items():
+        if other != own:
+            raise InvalidData(
+                "source",
+                f"{str(folder / name)!r} of another run, with fingerprint {other}",
+                f"what the run with fingerprint {own} made",
+                do,
+            )
+    return Evidence(labels, parts, tables["joins"], tables["parts"], own, settings)
