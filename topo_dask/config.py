@@ -10,7 +10,7 @@ from typing import Any, Literal
 from topo_dask.errors import InvalidArgument, InvalidType
 
 METHODS = ("diffusion", "direct")
-POTENTIALS = ("coordinate", "heat")
+POTENTIALS = ("coordinate", "heat", "poisson")
 GROUPS = (1, 2)
 MOST_HEAT = 390
 """Iterations after which heat in the thinnest objects leaves the range of float64."""
@@ -54,6 +54,26 @@ for 100.
         raise InvalidArgument(argument, repr(value), text, do)
 
 
+def lengths_of_voxel(argument: str, value: Any) -> tuple[float, float, float]:
+    """Three lengths z, y, x that are numbers > 0, as floats; raise unless ``value`` is that.
+
+    Examples
+    --------
+    >>> lengths_of_voxel("spacing", (40, 8, 8))
+    (40.0, 8.0, 8.0)
+    """
+    text = "three numbers > 0, along z, y, x"
+    try:
+        z, y, x = value
+    except (TypeError, ValueError) as error:
+        kind = InvalidArgument if isinstance(error, ValueError) else InvalidType
+        raise kind(argument, repr(value), text, "Pass e.g. (40, 8, 8).") from None
+    allowed = "a number > 0 that float32 can hold"
+    for axis, length in zip("zyx", (z, y, x), strict=True):
+        number(f"{argument} along {axis}", length, lambda v: 1e-37 < v < 1e38, allowed)
+    return float(z), float(y), float(x)
+
+
 @dataclass(frozen=True)
 class FlowSettings:
     """How flows are made of labels.
@@ -63,9 +83,9 @@ class FlowSettings:
     method
         "diffusion" (objects of any form) or "direct" (convex objects).
     potential
-        What diffuses: "coordinate" or "heat".
+        What diffuses: "coordinate" or "heat"; or "poisson", the steady state of a heated instance.
     n_iter
-        Most iterations of an instance.
+        Most iterations of an instance; of no account to "poisson", as are the next two.
     adaptive_iters
         Whether a small instance gets fewer: adaptive_factor times its longest side.
     adaptive_factor
@@ -78,6 +98,8 @@ class FlowSettings:
         Instead of a context: rounds of so many iterations, between which blocks read each other's
         fields; "auto" takes the cheapest number. ``None``: rounds where they are cheaper than the
         automatic context.
+    spacing
+        Distance of voxels along z, y, x, in any unit.
 
     Examples
     --------
@@ -93,6 +115,7 @@ class FlowSettings:
     context: int | Literal["auto"] = "auto"
     tolerance: float = 1e-4
     rounds: int | Literal["auto"] | None = None
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def __post_init__(self) -> None:
         choice("method", self.method, METHODS)
@@ -119,6 +142,7 @@ class FlowSettings:
                 "rounds, or a context",
                 "Leave out one of them: rounds have a context of their own.",
             )
+        object.__setattr__(self, "spacing", lengths_of_voxel("spacing", self.spacing))
 
 
 @dataclass(frozen=True)

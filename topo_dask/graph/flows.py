@@ -72,6 +72,10 @@ def flow_of_block(
         return cpu.direct_flow(
             labels[core], ids=table.ids, centres=table.centres, origin=piece.core.start
         )
+    if settings.potential == "poisson":
+        return cpu.poisson_flow(
+            labels, core=core, spatial_mask=spatial_mask, spacing=settings.spacing, threads=threads
+        )
     return cpu.diffusion_flow(
         labels,
         ids=table.ids,
@@ -96,9 +100,22 @@ def choose_read(
     """What has to be read for the flow of a core, from the instances that enter it."""
     if settings.method == "direct":
         return core
+    if settings.potential == "poisson":
+        return volume
     inside = rows_in(table, cpu.compact(core_labels)[1])
     iterations = iterations_of(inside, settings, volume=volume)
     return context_region(core, inside, iterations, settings, volume)
+
+
+def check_blocks(settings: FlowSettings, count: int) -> None:
+    """Raise InvalidArgument if a potential that no context makes exact is cut into blocks."""
+    if settings.method == "diffusion" and settings.potential == "poisson" and count > 1:
+        raise InvalidArgument(
+            "potential",
+            f"'poisson' for a volume in {count} blocks",
+            "one block: each instance is solved whole",
+            "Make the blocks as large as the volume, or choose potential='heat'.",
+        )
 
 
 def generate_diffusion_flows(
@@ -114,6 +131,7 @@ def generate_diffusion_flows(
     instances: InstanceTable | None = None,
     context: Any = "auto",
     tolerance: float = 1e-4,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Any:
     """Flows of instances of any form, by heat diffusion inside each.
 
@@ -133,7 +151,9 @@ def generate_diffusion_flows(
     spatial_mask
         ``[Z,Y,X]``, 1 where annotated: nothing flows across the border of the annotated region.
     potential
-        "coordinate"; or "heat", one field that starts as 1, the same wherever the object lies.
+        "coordinate"; or "heat", one field that starts as 1, the same wherever the object lies; or
+        "poisson", the solution of div grad u = -1, as exact after any distance, which goes by no
+        number of iterations.
     origin
         Global index of the first voxel of a tile: the coordinate potential depends on it.
     volume_shape
@@ -143,6 +163,8 @@ def generate_diffusion_flows(
     context, tolerance
         For dask arrays: voxels computed around each chunk and thrown away; "auto" keeps every
         component within ``tolerance`` of the whole volume's, ``n_iter`` is exact to the bit.
+    spacing
+        Distance of voxels along z, y, x, in any unit: scales the derivatives.
 
     Returns
     -------
@@ -166,8 +188,18 @@ def generate_diffusion_flows(
     """
     check_labels(instance_mask, argument="instance_mask")
     settings = FlowSettings(
-        "diffusion", potential, n_iter, adaptive_iters, adaptive_factor, context, tolerance
+        "diffusion",
+        potential,
+        n_iter,
+        adaptive_iters,
+        adaptive_factor,
+        context,
+        tolerance,
+        spacing=spacing,
     )
+    if potential != "poisson" and settings.spacing != (1.0, 1.0, 1.0):
+        do = "Leave it out, or choose potential='poisson'."
+        raise InvalidArgument("spacing", settings.spacing, f"1 with potential={potential!r}", do)
     start = as_lengths(origin, argument="origin", axes=3, least=0)
     shape = tuple(int(n) for n in instance_mask.shape)
     if spatial_mask is not None:
@@ -215,6 +247,7 @@ def _lazy_flows(
     spatial_mask: Any,
 ) -> da.Array:
     grid = grid_of(labels, argument="instance_mask")
+    check_blocks(settings, len(grid))
     # A given table is in the graph once, not once a block.
     known = delayed(instances) if instances is not None else None
     table = instance_table(labels).moved(here.start) if known is None else known

@@ -18,7 +18,7 @@ from topo_dask.graph.annotated import (
 )
 from topo_dask.graph.check import check_labels, check_same_shape
 from topo_dask.graph.context import Choice, choose_context
-from topo_dask.graph.flows import Piece, choose_read, flow_of_block, rows_in
+from topo_dask.graph.flows import Piece, check_blocks, choose_read, flow_of_block, rows_in
 from topo_dask.graph.fuse import add_weighted, unit_vectors
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels import cpu
@@ -238,6 +238,7 @@ def flows(
     source = open_input(labels, argument="labels", axes=3)
     check_labels(source)
     grid = options.grid(tuple(int(n) for n in source.shape))
+    check_blocks(settings, len(grid))
     mask = open_mask(spatial_mask, grid.shape)
     shared = _checked_overlap(overlap, grid, settings)
     place = options.output(output, [source, mask])
@@ -356,8 +357,8 @@ def run_stages(
 
 
 def choose(job: FlowJob) -> Choice | None:
-    """A context or rounds, by the instances that there are; ``None`` for direct flows."""
-    if job.settings.method == "direct":
+    """A context or rounds, by the instances that there are; ``None`` where neither is needed."""
+    if job.settings.method == "direct" or job.settings.potential == "poisson":
         return None
     return choose_context(
         job.settings,

@@ -11,6 +11,7 @@ from topo_dask.kernels.cpu.holes import background
 from topo_dask.kernels.cpu.labels import compact, instance_facts, renamed, rows_of
 from topo_dask.kernels.cpu.nearest import label_runs, nearest_labels
 from topo_dask.kernels.cpu.pieces import pieces
+from topo_dask.kernels.cpu.poisson import flow_of_potential, poisson_flow, poisson_potential
 from topo_dask.kernels.cpu.rounds import Span, diffusion_round, field_types
 from topo_dask.kernels.cpu.tracking import foreground_voxels, interleave, track
 
@@ -30,6 +31,7 @@ __all__ = [
     "end_sums",
     "field_types",
     "flow_errors",
+    "flow_of_potential",
     "foreground_voxels",
     "instance_facts",
     "interleave",
@@ -37,6 +39,8 @@ __all__ = [
     "label_runs",
     "nearest_labels",
     "pieces",
+    "poisson_flow",
+    "poisson_potential",
     "renamed",
     "rows_of",
     "track",

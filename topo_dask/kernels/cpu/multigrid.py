@@ -1,0 +1,332 @@
+"""Conjugate gradients with a multigrid cycle, for one system of nodes on a lattice.
+
+A node is a voxel, or on coarser levels what one object has in a box of 2x2x2 nodes, so that a
+node has at most one neighbour in each of six directions, and touching objects never mix. Nodes
+are numbered in C order. Boxes lie relative to the object's own bounding box, and all sums run in
+the order of the nodes: the same object gives the same bits wherever it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from topo_dask.kernels.jit import compiled
+
+LONE = 0.4
+"""A node whose walls weigh this much of its links is left to the smoother: no box helps it."""
+
+FARTHER = 0.5
+"""Weight of a link between boxes over the sum of the links it is made of: centres lie 2 apart."""
+
+WALL_FARTHER = 0.6
+"""The same for walls: the middle of a box is one and a half nodes from the wall (then 2.5 of 4)."""
+
+NOWHERE = np.uint32(2**32 - 1)
+
+
+@compiled
+def _join_rows(spans: Any, xs: Any, lone: Any, halved: int, parent: Any, made: Any) -> Any:
+    """Number the boxes of up to four rows of nodes, ``spans [4,2]``, from ``made[0]`` on.
+
+    Writes each node's box into ``parent`` and each box's x into ``made[1:]``.
+    """
+    count = made[0]
+    while True:
+        lowest = np.int64(-1)
+        for s in range(4):
+            at, end = spans[s, 0], spans[s, 1]
+            while at < end and lone[at]:
+                at += 1
+            spans[s, 0] = at
+            if at < end and (lowest < 0 or xs[at] >> halved < lowest):
+                lowest = xs[at] >> halved
+        if lowest < 0:
+            return count
+        for s in range(4):
+            at, end = spans[s, 0], spans[s, 1]
+            while at < end and xs[at] >> halved == lowest:
+                if not lone[at]:
+                    parent[at] = count
+                at += 1
+            spans[s, 0] = at
+        count += 1
+        made[count] = lowest
+
+
+@compiled
+def _boxes(rows: Any, xs: Any, lone: Any, halved: Any, parent: Any) -> Any:
+    """Put the nodes of a level into boxes; give the rows and the x of the boxes.
+
+    ``rows`` are (first node of each row and the end, z, y), ``halved`` 1 for each axis along which
+    two nodes come into a box, else 0.
+    """
+    first, zs, ys = rows
+    made = np.empty(xs.size + 1, np.int64)
+    coarse_first = np.empty(first.size, np.int64)
+    coarse_z, coarse_y = np.empty(zs.size, np.int64), np.empty(zs.size, np.int64)
+    spans = np.zeros((4, 2), np.int64)
+    count, number, row = 0, 0, 0
+    while row < zs.size:
+        z = zs[row] >> halved[0]
+        middle = row
+        while middle < zs.size and zs[middle] == zs[row]:
+            middle += 1
+        end = middle
+        while end < zs.size and zs[end] >> halved[0] == z:
+            end += 1
+        low, high = row, middle
+        while low < middle or high < end:
+            y = ys[low] >> halved[1] if low < middle else ys[high] >> halved[1]
+            if low < middle and high < end:
+                y = min(y, ys[high] >> halved[1])
+            spans[:] = 0
+            used = 0
+            while low < middle and ys[low] >> halved[1] == y:
+                spans[used, 0], spans[used, 1] = first[low], first[low + 1]
+                used, low = used + 1, low + 1
+            while high < end and ys[high] >> halved[1] == y:
+                spans[used, 0], spans[used, 1] = first[high], first[high + 1]
+                used, high = used + 1, high + 1
+            made[0] = count
+            before = count
+            count = _join_rows(spans, xs, lone, halved[2], parent, made)
+            if count > before:
+                coarse_first[number] = before
+                coarse_z[number], coarse_y[number] = z, y
+                number += 1
+        row = end
+    coarse_first[number] = count
+    coarse = coarse_first[: number + 1].copy(), coarse_z[:number].copy(), coarse_y[:number].copy()
+    return coarse, made[1 : count + 1].copy()
+
+
+@compiled
+def _coarse_system(
+    near: Any, weight: Any, wall: Any, parent: Any, count: int, halved: Any
+) -> tuple[Any, Any, Any]:
+    """Sum the links and walls of the nodes of each box; links inside a box are gone.
+
+    Replaces ``NOWHERE`` in ``parent`` by ``count``. To the boxes, nodes without one are wall.
+    """
+    nodes = near.shape[0]
+    for i in range(nodes):
+        parent[i] = min(parent[i], np.uint32(count))
+    coarse_near = np.full((count, 6), np.uint32(count), np.uint32)
+    coarse_weight = np.zeros((count, 6))
+    coarse_wall = np.zeros(count)
+    for i in range(nodes):
+        a = parent[i]
+        if a == count:
+            continue
+        for d in range(6):
+            j = near[i, d]
+            if j == nodes or parent[j] == a:
+                continue
+            here = weight[i, d] * FARTHER if halved[d >> 1] else weight[i, d]
+            if parent[j] == count:
+                coarse_wall[a] += here
+            else:
+                coarse_near[a, d] = parent[j]
+                coarse_weight[a, d] += here
+        coarse_wall[a] += WALL_FARTHER * wall[i]
+    return coarse_near, coarse_weight, coarse_wall
+
+
+@compiled
+def _lone_nodes(weight: Any, near: Any, wall: Any) -> Any:
+    nodes = near.shape[0]
+    lone = np.empty(nodes, np.bool_)
+    for i in range(nodes):
+        links = 0.0
+        for d in range(6):
+            links += weight[i, d] if near[i, d] != nodes else 0.0
+        lone[i] = wall[i] >= LONE * links
+    return lone
+
+
+@compiled
+def _halved(lengths: Any) -> Any:
+    """Along which axes boxes grow: where nodes lie closest; and double those lengths."""
+    halved = (lengths < 1.5 * lengths.min()).astype(np.int64)
+    lengths *= 1 + halved
+    return halved
+
+
+@compiled
+def coarser_levels(near: Any, weight: Any, wall: Any, nodes: Any, lengths: Any) -> Any:
+    """Make the levels below the first: a list of (near, weight, 1/diagonal, parent, u, right).
+
+    ``parent`` of a level tells its nodes' boxes on the next; the first of the result is that of
+    the first level. The arrays of solutions have a last node that is always 0, which is where
+    missing neighbours and parents point to.
+
+    Parameters
+    ----------
+    near
+        uint32 ``[N,6]``: neighbours z-, z+, y-, y+, x-, x+, N where there is none.
+    weight
+        ``[N,6]``: of those links.
+    wall
+        ``[N]``: weight of the links to the value 0.
+    nodes
+        The first node of each row of equal (z, y) and the end, z and y of the rows; x of the nodes.
+    lengths
+        ``[3]``: distance of nodes along z, y, x.
+    """
+    first, zs, ys, xs = nodes
+    rows = (first, zs, ys)
+    lengths = lengths.copy()
+    parent = np.full(near.shape[0], NOWHERE, np.uint32)
+    halved = _halved(lengths)
+    rows, xs = _boxes(rows, xs, _lone_nodes(weight, near, wall), halved, parent)
+    near, sums, wall = _coarse_system(near, weight, wall, parent, xs.size, halved)
+    first_parent = parent
+    levels = [(near, sums, wall, parent, wall, wall)]
+    levels.pop()
+    while xs.size > 0:
+        parent = np.full(xs.size, NOWHERE, np.uint32)
+        halved = _halved(lengths)
+        rows, coarse_xs = _boxes(rows, xs, _lone_nodes(sums, near, wall), halved, parent)
+        inverse = np.empty(xs.size)
+        for i in range(xs.size):
+            inverse[i] = 1 / (wall[i] + sums[i].sum())
+        u, right = np.zeros(xs.size + 1), np.zeros(xs.size + 1)
+        levels.append((near, sums, inverse, parent, u, right))
+        near, sums, wall = _coarse_system(near, sums, wall, parent, coarse_xs.size, halved)
+        xs = coarse_xs
+    return first_parent, levels
+
+
+@compiled
+def _forward(near: Any, weight: Any, inverse: Any, u: Any, right: Any) -> None:
+    """Gauss-Seidel from 0, in the order of the nodes: only earlier neighbours are not 0."""
+    for i in range(inverse.size):
+        total = right[i] + weight[i, 0] * u[near[i, 0]] + weight[i, 2] * u[near[i, 2]]
+        u[i] = (total + weight[i, 4] * u[near[i, 4]]) * inverse[i]
+
+
+@compiled
+def _backward(near: Any, weight: Any, inverse: Any, u: Any, right: Any) -> None:
+    """Gauss-Seidel against the order of the nodes."""
+    for i in range(inverse.size - 1, -1, -1):
+        total = right[i] + weight[i, 0] * u[near[i, 0]] + weight[i, 1] * u[near[i, 1]]
+        total += weight[i, 2] * u[near[i, 2]] + weight[i, 3] * u[near[i, 3]]
+        total += weight[i, 4] * u[near[i, 4]]
+        u[i] = (total + weight[i, 5] * u[near[i, 5]]) * inverse[i]
+
+
+@compiled
+def _restrict(near: Any, weight: Any, parent: Any, u: Any, right: Any) -> None:
+    """Sum what `_forward` leaves open, which is the part of the later neighbours."""
+    right[:] = 0.0
+    for i in range(parent.size):
+        left = weight[i, 1] * u[near[i, 1]] + weight[i, 3] * u[near[i, 3]]
+        right[parent[i]] += left + weight[i, 5] * u[near[i, 5]]
+
+
+@compiled
+def _prolong(parent: Any, coarse: Any, u: Any) -> None:
+    for i in range(parent.size):
+        u[i] += coarse[parent[i]]
+
+
+@compiled
+def _coarse_cycle(levels: Any) -> None:
+    """One V-cycle on the levels below the first, from 0."""
+    last = len(levels) - 1
+    for number in range(last + 1):
+        near, weight, inverse, parent, u, right = levels[number]
+        _forward(near, weight, inverse, u, right)
+        if number < last:
+            _restrict(near, weight, parent, u, levels[number + 1][5])
+    for number in range(last, -1, -1):
+        near, weight, inverse, parent, u, right = levels[number]
+        if number < last:
+            _prolong(parent, levels[number + 1][4], u)
+        _backward(near, weight, inverse, u, right)
+
+
+@compiled
+def _cycle(system: Any, parent: Any, levels: Any, r: Any, z: Any) -> float:
+    """Give z, about the solution for the right side r, by one symmetric V-cycle, and r*z."""
+    near, inverse, _, (wz, wy, wx) = system
+    nodes = inverse.size
+    for i in range(nodes):
+        total = r[i] + wz * z[near[i, 0]] + wy * z[near[i, 2]]
+        z[i] = (total + wx * z[near[i, 4]]) * inverse[i]
+    if len(levels) > 0:
+        right = levels[0][5]
+        right[:] = 0.0
+        for i in range(nodes):
+            left = wz * z[near[i, 1]] + wy * z[near[i, 3]] + wx * z[near[i, 5]]
+            right[parent[i]] += left
+        _coarse_cycle(levels)
+        _prolong(parent, levels[0][4], z)
+    product = 0.0
+    for i in range(nodes - 1, -1, -1):
+        total = r[i] + wz * (z[near[i, 0]] + z[near[i, 1]]) + wy * (z[near[i, 2]] + z[near[i, 3]])
+        z[i] = (total + wx * (z[near[i, 4]] + z[near[i, 5]])) * inverse[i]
+        product += r[i] * z[i]
+    return product
+
+
+@compiled
+def _apply(system: Any, p: Any, q: Any) -> float:
+    """Write the matrix times p into q; give p*q."""
+    near, _, diagonal, (wz, wy, wx) = system
+    product = 0.0
+    for i in range(diagonal.size):
+        total = wz * (p[near[i, 0]] + p[near[i, 1]]) + wy * (p[near[i, 2]] + p[near[i, 3]])
+        q[i] = diagonal[i] * p[i] - total - wx * (p[near[i, 4]] + p[near[i, 5]])
+        product += p[i] * q[i]
+    return product
+
+
+@compiled
+def solve(
+    system: Any, parent: Any, levels: Any, u: Any, right: Any, tolerance: float, most: int
+) -> int:
+    """Conjugate gradients until no node's residual exceeds ``tolerance``; give the iterations.
+
+    Source: Hestenes & Stiefel (1952), J. Res. Natl. Bur. Stand. 49, 409; multigrid cycles as a
+    preconditioner: Trottenberg, Oosterlee & Schueller (2001), Multigrid, section 7.8.
+
+    Parameters
+    ----------
+    system
+        Of the first level: near (see `coarser_levels`), 1/diagonal, diagonal, weights of links
+        along z, y, x.
+    parent, levels
+        From `coarser_levels`.
+    u
+        ``[N+1]``, the start, becomes the solution; the last is 0.
+    right
+        ``[N]``, the right side; becomes the residual.
+    tolerance, most
+        Largest residual; most iterations.
+    """
+    nodes = right.size
+    p, q, z = np.zeros(nodes + 1), np.zeros(nodes), np.zeros(nodes + 1)
+    _apply(system, u, q)
+    largest = 0.0
+    for i in range(nodes):
+        right[i] -= q[i]
+        largest = max(largest, abs(right[i]))
+    before = 1.0
+    for done in range(most):
+        if largest <= tolerance:
+            return done
+        product = _cycle(system, parent, levels, right, z)
+        beta = product / before if done else 0.0
+        before = product
+        for i in range(nodes):
+            p[i] = z[i] + beta * p[i]
+        alpha = product / _apply(system, p, q)
+        largest = 0.0
+        for i in range(nodes):
+            u[i] += alpha * p[i]
+            right[i] -= alpha * q[i]
+            largest = max(largest, abs(right[i]))
+    return most if largest <= tolerance else most + 1
