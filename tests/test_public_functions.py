@@ -318,6 +318,13 @@ NAMES: dict[str, dict[str, Any]] = {
         "min_size": 50,
         "group": 1,
     },
+    "run_instance_segmentation": {
+        "semantic_pred": REQUIRED,
+        "flow_pred": REQUIRED,
+        "class_names": None,
+        "class_config": None,
+        "flow_error_threshold": 0.0,
+    },
     "filter_small": dict.fromkeys(("instances", "min_size"), REQUIRED),
     "compact_relabel": {"instances": REQUIRED},
     "remove_bad_flow_masks": {"instances": REQUIRED, "pred_flow": REQUIRED, "threshold": 0.4},

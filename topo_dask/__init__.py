@@ -16,6 +16,7 @@ from topo_dask.graph.fuse import (
 from topo_dask.graph.holes import fill_holes
 from topo_dask.graph.merge import cluster_convergence, postprocess_single
 from topo_dask.graph.pieces import split_disconnected
+from topo_dask.graph.segmentation import run_instance_segmentation
 from topo_dask.graph.stitch import stitch_flows, stitch_labels, stitch_volumes
 from topo_dask.graph.targets import compute_boundary_map, compute_flow_targets
 from topo_dask.graph.track import track_flows
@@ -56,6 +57,7 @@ __all__ = [
     "read_tile_table",
     "relabel",
     "remove_bad_flow_masks",
+    "run_instance_segmentation",
     "segment",
     "split_disconnected",
     "stitch_flows",

@@ -249,7 +249,7 @@ def targets(**options: Any) -> None:
 @click.option("--convergence-radius", type=float, default=4.0, show_default=True)
 @click.option("--min-size", type=int, default=50, show_default=True, help="In voxels.")
 @click.option(
-    "--group", type=int, default=1, show_default=True, help="1: convex objects, 2: elongated ones."
+    "--group", type=int, default=1, show_default=True, help="1: convex, 2: elongated, 3: thin."
 )
 @click.option("--keep-evidence", is_flag=True, help="Keep what `topo-dask relabel` needs.")
 @click.option("--halo", type=int, default=HALO, show_default=True, help="Saves hand-over rounds.")
@@ -265,7 +265,7 @@ def segment(**options: Any) -> None:
 @click.option("--min-dot", type=float, default=0.0, show_default=True, help="Of joined contacts.")
 @click.option("--min-area", type=int, default=1, show_default=True, help="Of joined contacts.")
 @click.option("--min-size", type=int, help="In voxels. [default: that of the run]")
-@click.option("--group", type=int, help="1: convex, 2: elongated. [default: that of the run]")
+@click.option("--group", type=int, help="1: convex, 2: elongated, 3: thin.")
 @click.option("--veto", type=PAIR, multiple=True, help="Parts that do not join. Repeat it.")
 @click.option("--force", type=PAIR, multiple=True, help="Parts that are one. Repeat it.")
 @run_options

@@ -11,7 +11,7 @@ from topo_dask.errors import InvalidArgument, InvalidType
 
 METHODS = ("diffusion", "direct")
 POTENTIALS = ("coordinate", "heat", "poisson")
-GROUPS = (1, 2)
+GROUPS = (1, 2, 3)
 MOST_HEAT = 390
 """Iterations after which heat in the thinnest objects leaves the range of float64."""
 
@@ -161,7 +161,8 @@ class SegmentSettings:
         Instances with fewer voxels become background.
     group
         1, convex objects: tracking and clustering. 2, elongated objects: then joining what
-        touches and agrees, and splitting what is disconnected.
+        touches and agrees, and splitting what is disconnected. 3, thin objects: as 1, then
+        every foreground voxel without a label takes that of the nearest labelled one.
 
     Examples
     --------

@@ -22,6 +22,7 @@ from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_array
 from topo_dask.graph.contacts import join_touching
+from topo_dask.graph.orphans import recover_orphans
 from topo_dask.graph.pieces import split_disconnected
 from topo_dask.graph.track import check_inputs, lazy_endpoints, track_flows
 from topo_dask.graph.union import unite
@@ -269,7 +270,9 @@ def postprocess_single(
     group
         1, convex objects: tracking and clustering. 2, elongated objects: then clusters that touch
         are joined where their flows agree (a mean dot product above 0 over the contact), and
-        `split_disconnected` follows.
+        `split_disconnected` follows. 3, thin objects: as 1, then every foreground voxel without
+        a label takes that of the nearest labelled voxel, at any distance, of several nearest ones
+        the smallest.
 
     Returns
     -------
@@ -296,7 +299,7 @@ def postprocess_single(
         coords, ends = track_flows(sem_mask, flow, n_steps, step_size)
         shape = np.shape(sem_mask)
         clusters = cluster_convergence(coords, ends, shape, convergence_radius, min_size)
-        return _in_group(clusters, np.asarray(flow), settings)
+        return _in_group(clusters, np.asarray(sem_mask), np.asarray(flow), settings)
     mask, field = da.asarray(sem_mask), da.asarray(flow)
     grid = grid_of(mask, argument="sem_mask")
     cells = [
@@ -309,13 +312,15 @@ def postprocess_single(
         delayed(_paint_chunk)(source.read(region), chunk, resolved)
         for region, chunk in zip(grid, cells, strict=True)
     ]
-    return _in_group(assemble(painted, grid, dtype=np.int32), field, settings)
+    return _in_group(assemble(painted, grid, dtype=np.int32), mask, field, settings)
 
 
-def _in_group(clusters: Any, flow: Any, settings: SegmentSettings) -> Any:
+def _in_group(clusters: Any, mask: Any, flow: Any, settings: SegmentSettings) -> Any:
     """What the group of the settings makes of the clusters; NumPy or dask."""
     if settings.group == 2:
         return split_disconnected(join_touching(clusters, flow))
+    if settings.group == 3:
+        return recover_orphans(mask, clusters)
     return clusters
 
 

@@ -926,6 +926,23 @@ def flow_errors(
     return ErrorTable(np.array(list(present), np.uint64), np.array(sums, np.int64))
 
 
+def recover_orphans(mask: Mask, labels: Labels) -> Labels:
+    """Foreground without a label takes that of the nearest labelled voxel, the smallest of a tie.
+
+    Examples
+    --------
+    >>> recover_orphans(np.array([[[1, 1, 1, 1, 0, 1]]]), np.array([[[0, 4, 0, 9, 0, 0]]]))
+    array([[[4, 4, 4, 9, 0, 9]]])
+    """
+    full = labels.copy()
+    there = np.argwhere(labels != 0)
+    for voxel in np.argwhere((mask != 0) & (labels == 0)) if len(there) else ():
+        squared = ((there - voxel) ** 2).sum(axis=1)
+        nearest = there[squared == squared.min()]
+        full[tuple(voxel)] = labels[tuple(nearest.T)].min()
+    return full
+
+
 def end_sums(labels: Labels, ends: Float64) -> EndTable:
     """Number of particles of each label and the sums of their final positions.
 

@@ -94,6 +94,24 @@ class Run:
         return self.output.scratch
 
 
+@dataclass(frozen=True)
+class PartOfRun(Run):
+    """A part of a run that has its own work and its own ledger, e.g. one class of several."""
+
+    name: str = ""
+
+    @property
+    def work(self) -> Path:
+        """The work directory of the part."""
+        return self.output.scratch / self.name
+
+
+def part_of_run(run: Run, name: str) -> PartOfRun:
+    """A part of a run with a name, which stands before those of its stages."""
+    ledger = Ledger(run.output.scratch / name, title=f"{name} ")
+    return PartOfRun(run.output, run.engine, ledger, run.started, name)
+
+
 @contextmanager
 def open_run(output: Output, options: RunOptions) -> Iterator[Run]:
     """Open the engine, lock the output, open the ledger."""

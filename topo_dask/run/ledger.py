@@ -42,10 +42,12 @@ class Ledger:
     ----------
     work
         The work directory.
+    title
+        What stands before the names of stages where people see them.
     """
 
-    def __init__(self, work: Path) -> None:
-        self.folder = work / "ledger"
+    def __init__(self, work: Path, title: str = "") -> None:
+        self.folder, self.title = work / "ledger", title
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def run(
@@ -84,7 +86,7 @@ class Ledger:
         with path.open("a") as lines:
             left = None if order is None else order.only(missing)
             todo = [items[n] for n in missing]
-            results = engine.run(stage, function, todo, voxels=some, order=left)
+            results = engine.run(self.title + stage, function, todo, voxels=some, order=left)
             with contextlib.closing(results):  # type: ignore[type-var]
                 for position, result in results:
                     done[missing[position]] = result

@@ -18,6 +18,7 @@ from topo_dask.run.evidence import Evidence, open_evidence
 from topo_dask.run.files import save_array
 from topo_dask.run.job import RunOptions, RunResult, geometry_of, open_run, published_already
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.orphans import orphan_step
 from topo_dask.run.pieces import split_step
 
 
@@ -171,7 +172,8 @@ def relabel(
         task = NamesTask(evidence, chosen, names)
         ((instances, voxels),) = run.ledger.run(run.engine, "names", mark, name_parts, [task])
         view = View(evidence.parts, instances, voxels, mark, names=names)
-        steps: list[Step] = [split_step] if in_group == 2 else []
+        steps_of: dict[int, Step] = {2: split_step, 3: orphan_step}
+        steps = [steps_of[in_group]] if in_group in steps_of else []
         made = run_steps(Chain(run, grid, view, zarr_format), steps)
         geometry = geometry_of(evidence.labels)
         array = place.publish_labels(geometry=geometry, attributes={"fingerprint": final})

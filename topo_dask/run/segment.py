@@ -59,6 +59,7 @@ from topo_dask.run.job import (
     speed,
 )
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.orphans import orphan_step
 from topo_dask.run.pieces import split_step
 from topo_dask.storage import AnyArray, load_table, output_chunks, save_table
 
@@ -395,7 +396,7 @@ def segment(
     convergence_radius, min_size
         See `cluster_convergence`.
     group
-        1, convex objects; 2, elongated objects: see `postprocess_single`.
+        1, convex objects; 2, elongated ones; 3, thin ones: see `postprocess_single`.
     keep_evidence
         Keep in ``output/evidence`` what `relabel` needs to make other labels in seconds: the part
         of every voxel (about the size of the labels on disk) and a table of joins (57 bytes for
@@ -558,4 +559,6 @@ def steps_of(job: SegmentJob, kept: bool) -> list[Step]:
         step_size = job.settings.step_size
         steps.append(partial(join_step, flow=job.flow, step_size=step_size, stored=kept))
         steps.append(split_step)
+    if job.settings.group == 3:
+        steps.append(orphan_step)
     return steps

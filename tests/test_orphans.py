@@ -1,0 +1,122 @@
+"""Thin objects: orphans take the nearest label, in memory, lazily and on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+from scipy import ndimage
+
+import topo_dask
+from topo_dask.graph.orphans import recover_orphans
+from topo_dask.kernels import reference
+from topo_dask.testing import block_shapes, flow_fields, label_volumes, segment_parameters
+
+DATA = Path(__file__).parent / "data"
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def tubes() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The case of tubes and the settings that its results were made with."""
+    with np.load(DATA / "tubes.npz") as stored:
+        arrays = dict(stored)
+    names = ("n_steps", "step_size", "convergence_radius", "min_size")
+    return arrays, {name: arrays[name].item() for name in names} | {"group": 3}
+
+
+def assert_nearest(labels: np.ndarray, before: np.ndarray, mask: np.ndarray) -> None:
+    """Labels are those before, and each orphan has a label that no other is nearer than."""
+    assert_array_equal(labels[before > 0], before[before > 0])
+    assert not labels[~mask].any()
+    squared = ndimage.distance_transform_edt(before == 0) ** 2
+    for label in np.unique(before[before > 0]).tolist():
+        mine = mask & (before == 0) & (labels == label)
+        own = ndimage.distance_transform_edt(before != label) ** 2
+        assert_array_equal(np.rint(own[mine]), np.rint(squared[mine]))
+    assert (labels[mask] > 0).all()
+
+
+def test_group_3_of_the_cases_up_to_ties(tmp_path: Path) -> None:
+    arrays, how = tubes()
+    mask = arrays["instances"] > 0
+    whole = topo_dask.postprocess_single(mask, arrays["noisy_flow"], **how)
+    assert (arrays["group1"] != arrays["group3"]).any()
+    assert_nearest(whole, arrays["group1"], mask)
+    assert_nearest(arrays["group3"], arrays["group1"], mask)
+    assert np.mean(whole[mask] != arrays["group3"][mask]) < 1e-3  # ties
+    made = topo_dask.segment(
+        arrays["noisy_flow"],
+        tmp_path / "labels.zarr",
+        foreground=mask,
+        blocks=(20, 48, 30),
+        cluster="sync",
+        **how,
+    )
+    assert_array_equal(made.array[...], whole)
+
+
+def fewer(blocks: tuple[int, ...], shape: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """The same block shape, with longer sides where it would cut the volume too small."""
+    sides = list(blocks)
+    while np.prod(counts := [-(-n // b) for n, b in zip(shape, sides, strict=True)]) > most:
+        sides[int(np.argmax(counts))] += 1
+    return tuple(sides)
+
+
+@pytest.mark.nightly
+@settings(max_examples=settings.default.max_examples // 5)
+@given(data=st.data())
+def test_orphans_are_one_answer(data: st.DataObject) -> None:
+    labels = data.draw(label_volumes(max_side=9))
+    shape = labels.shape
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    mask = (labels > 0) | (rng.random(shape) < 0.3)
+    expected = reference.recover_orphans(mask, labels)
+    assert_array_equal(recover_orphans(mask, labels), expected, strict=True)
+    chunks = fewer(data.draw(block_shapes(shape)), shape, 8)
+    other = fewer(data.draw(block_shapes(shape)), shape, 8)
+    lazy = recover_orphans(da.from_array(mask, chunks=other), da.from_array(labels, chunks=chunks))
+    assert_array_equal(lazy.compute(scheduler="sync"), expected, strict=True)
+
+
+@pytest.mark.nightly
+@settings(max_examples=settings.default.max_examples // 5)
+@given(data=st.data())
+def test_thin_objects_on_disk_are_one_answer(data: st.DataObject) -> None:
+    labels = data.draw(label_volumes(max_side=9))
+    mask, shape = labels > 0, labels.shape
+    flow = data.draw(flow_fields(shape))
+    how = data.draw(segment_parameters())
+    expected = reference.recover_orphans(mask, reference.segment_group1(mask, flow, **how))
+    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
+        made = topo_dask.segment(
+            flow,
+            Path(path, "a.zarr"),
+            foreground=mask,
+            group=3,
+            blocks=fewer(data.draw(block_shapes(shape)), shape, 8),
+            cluster=data.draw(st.sampled_from(["sync", "threads"])),
+            **how,
+        )
+        assert_array_equal(made.array[...], expected)
+    assert_array_equal(topo_dask.postprocess_single(mask, flow, group=3, **how), expected)
+
+
+def test_an_orphan_far_from_every_label_finds_it(tmp_path: Path) -> None:
+    """The search goes on over empty blocks; no label is nearer than the one it finds."""
+    flow = np.zeros((3, 2, 2, 90), np.float32)
+    mask = np.zeros(flow.shape[1:], bool)
+    mask[:, :, :4] = mask[0, 0, [40, 89]] = True
+    how = {"n_steps": 0, "convergence_radius": 4.0, "min_size": 5, "group": 3}
+    options = {"foreground": mask, "blocks": 3, "cluster": "sync"}
+    made = topo_dask.segment(flow, tmp_path / "a.zarr", **options, **how).array[...]
+    assert_array_equal(made, mask)
+    none = topo_dask.segment(flow, tmp_path / "b.zarr", **options, **{**how, "min_size": 99})
+    assert not none.array[...].any()
