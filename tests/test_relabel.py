@@ -1,0 +1,216 @@
+"""Evidence of a run, and the labels that other thresholds, vetoes and forced joins make of it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_array_equal
+
+import topo_dask
+from topo_dask.cli import main
+from topo_dask.errors import InputNotFound, InvalidArgument, InvalidData, InvalidType
+from topo_dask.kernels import reference
+from topo_dask.storage import load_table
+from topo_dask.testing import block_shapes, flow_fields, segment_parameters
+
+SHAPE = (3, 14, 16)
+
+
+def flow_of(seed: int) -> np.ndarray:
+    """Towards the nearest of some points, with noise: many clusters, small ones among them."""
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(0, SHAPE, size=(9, 3))
+    towards = points[:, :, None, None, None] - np.indices(SHAPE)
+    nearest = (towards**2).sum(axis=1).argmin(axis=0)
+    flow = np.take_along_axis(towards, nearest[None, None], axis=0)[0]
+    flow = flow + rng.normal(scale=0.4, size=flow.shape)
+    return (flow / np.linalg.norm(flow, axis=0)).astype(np.float32)
+
+
+RUN: dict[str, Any] = {
+    "n_steps": 12,
+    "step_size": 0.7,
+    "convergence_radius": 1.5,
+    "min_size": 3,
+    "blocks": (3, 7, 6),
+    "cluster": "sync",
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    for group in (1, 2):
+        kept = {"group": group, "keep_evidence": True}
+        topo_dask.segment(flow_of(1), folder / f"{group}.zarr", **kept, **RUN)
+    topo_dask.segment(flow_of(2), folder / "other.zarr", keep_evidence=True, **RUN)
+    topo_dask.segment(flow_of(1), folder / "bare.zarr", **RUN)
+    return folder
+
+
+def fresh(path: Path, **how: Any) -> np.ndarray:
+    labels: np.ndarray = topo_dask.segment(flow_of(1), path, **{**RUN, **how}).array[...]
+    return labels
+
+
+def relabelled(source: Path, path: Path, **how: Any) -> np.ndarray:
+    made = topo_dask.relabel(source, path, cluster="sync", **how)
+    labels: np.ndarray = made.array[...]
+    return labels
+
+
+@pytest.mark.parametrize("run", [1, 2])
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"min_size": 0}, {"min_size": 9}, {"group": 1}, {"group": 2, "min_size": 1}],
+    ids=str,
+)
+def test_relabelled_is_as_if_run_anew(
+    runs: Path, run: int, how: dict[str, Any], tmp_path: Path
+) -> None:
+    found = relabelled(runs / f"{run}.zarr", tmp_path / "new.zarr", **how)
+    assert found.max() >= 2
+    assert_array_equal(found, fresh(tmp_path / "run.zarr", **{"group": run, **how}))
+
+
+def test_keeping_evidence_changes_no_label(runs: Path) -> None:
+    kept, bare = (zarr.open_array(str(runs / f"{n}.zarr/s0"))[...] for n in ("1", "bare"))
+    assert_array_equal(kept, bare)
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_relabelled_is_one_answer(data: st.DataObject) -> None:
+    """For any blocks of the run and of the relabelling, and other least sizes and dot products."""
+    shape = data.draw(st.tuples(*[st.integers(1, 5)] * 3))
+    flow = data.draw(flow_fields(shape))
+    how = {**data.draw(segment_parameters()), "group": 2}
+    drawn = data.draw(block_shapes(shape))
+    blocks = tuple(max(-(-n // 2), b) for b, n in zip(drawn, shape, strict=True))
+    new = {
+        "min_size": data.draw(st.integers(0, 4)),
+        "min_dot": data.draw(st.sampled_from([0, 0.5])),
+    }
+    with tempfile.TemporaryDirectory() as path:
+        made = topo_dask.segment(
+            flow, Path(path, "a.zarr"), blocks=blocks, cluster="sync", keep_evidence=True, **how
+        )
+        labels = relabelled(made.path, Path(path, "b.zarr"), **new)
+    settings_ = {k: v for k, v in {**how, **new}.items() if k not in ("group", "min_dot")}
+    clusters = reference.segment_group1((flow != 0).any(axis=0), flow, **settings_)
+    joined = reference.join_touching(clusters, flow, min_dot=new["min_dot"])
+    assert_array_equal(labels, reference.split_disconnected(joined))
+
+
+def test_the_tables_hold_every_contact(runs: Path) -> None:
+    parts = zarr.open_array(str(runs / "2.zarr/evidence/parts"))[...]
+    joins = load_table(runs / "2.zarr/evidence/joins.npz")
+    table = reference.contacts(parts, reference.interleave(flow_of(1)), core=SHAPE, step_size=0.7)
+    touch = joins["area"] > 0
+    for name in ("a", "b", "area", "crossing"):
+        assert_array_equal(joins[name][touch], getattr(table, name))
+    assert_array_equal(joins["mean_dot"][touch], table.mean_dot)
+    assert joins["crossing"].sum() > 0
+    assert joins["close"].sum() > 2  # instances of several blocks
+    assert np.isnan(joins["mean_dot"][~touch]).all()
+    voxels = load_table(runs / "2.zarr/evidence/parts.npz")["voxels"]
+    assert_array_equal(np.bincount(parts.ravel().astype(int))[1:], voxels)
+
+
+def test_a_vetoed_and_a_forced_join(runs: Path, tmp_path: Path) -> None:
+    source = runs / "1.zarr"
+    parts = zarr.open_array(str(source / "evidence/parts"))[...]
+    joins = load_table(source / "evidence/joins.npz")
+    pairs = np.stack([joins["a"], joins["b"]], axis=1)[joins["close"]].tolist()
+    before = relabelled(source, tmp_path / "before.zarr", min_size=1)
+
+    # All joins of one part by the radius: it is alone then.
+    part = pairs[0][0]
+    veto = [pair for pair in pairs if part in pair]
+    after = relabelled(source, tmp_path / "veto.zarr", min_size=1, veto=veto)
+    assert len(np.unique(after[parts == part])) == 1
+    assert set(np.unique(parts[after == after[parts == part][0]]).tolist()) == {part}
+    assert after.max() > before.max()
+
+    one, two = parts[before == 1][0], parts[before == 2][0]
+    forced = relabelled(source, tmp_path / "force.zarr", min_size=1, force=[(two, one)])
+    assert_array_equal(forced, np.where(before > 1, before - 1, before))
+
+
+def test_the_command(runs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new.zarr"
+    options = ["--min-size", "0", "--group", "2", "--min-dot", "0.3", "--min-area", "2"]
+    command = ["relabel", str(runs / "1.zarr"), str(out), *options, "--cluster", "sync"]
+    done = CliRunner().invoke(main, [*command, "--force", "1,2", "--no-progress"])
+    assert done.exit_code == 0, done.output
+    how = {"min_size": 0, "group": 2, "min_dot": 0.3, "min_area": 2, "force": [(1, 2)]}
+    expected = relabelled(runs / "1.zarr", tmp_path / "same.zarr", **how)
+    assert_array_equal(zarr.open_array(str(out / "s0"))[...], expected)
+
+
+@pytest.mark.parametrize("name", ["joins.npz", "parts.npz", "parts"])
+def test_tables_of_another_run_are_refused(runs: Path, name: str, tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed.zarr"
+    shutil.copytree(runs / "1.zarr", mixed)
+    target = mixed / "evidence" / name
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    source = runs / "other.zarr" / "evidence" / name
+    (shutil.copytree if source.is_dir() else shutil.copy)(source, target)
+    marks = [
+        zarr.open_group(str(runs / run)).attrs["topo_dask"]["fingerprint"]
+        for run in ("1.zarr", "other.zarr")
+    ]
+    with pytest.raises(InvalidData, match=f"(?s){name}.*fingerprint {marks[1]}.*{marks[0]}"):
+        topo_dask.relabel(mixed, tmp_path / "new.zarr", cluster="sync")
+    assert not (tmp_path / "new.zarr").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "how", "error", "text"),
+    [
+        ("bare.zarr", {}, InputNotFound, "keep_evidence=True"),
+        ("nothing.zarr", {}, InputNotFound, "nothing.zarr"),
+        ("1.zarr", {"veto": [(1, 10**6)]}, InvalidArgument, "numbers of parts, 1 to"),
+        ("1.zarr", {"force": [(1, 1)]}, InvalidArgument, "force"),
+        ("1.zarr", {"force": [(1, 0)]}, InvalidArgument, "force"),
+        ("1.zarr", {"force": [(1, 2, 3)]}, InvalidArgument, "force"),
+        ("1.zarr", {"veto": [(1, 2.5)]}, InvalidType, "veto"),
+        ("1.zarr", {"veto": 7}, InvalidType, "veto"),
+        ("1.zarr", {"min_dot": float("nan")}, InvalidArgument, "min_dot"),
+        ("1.zarr", {"min_area": 0}, InvalidArgument, "min_area"),
+        ("1.zarr", {"min_size": -1}, InvalidArgument, "min_size"),
+        ("1.zarr", {"group": 7}, InvalidArgument, "group"),
+    ],
+)
+def test_bad_input(
+    runs: Path, source: str, how: dict[str, Any], error: Any, text: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=text):
+        topo_dask.relabel(runs / source, tmp_path / "new.zarr", cluster="sync", **how)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_veto_needs_a_join(runs: Path, tmp_path: Path) -> None:
+    joins = load_table(runs / "1.zarr/evidence/joins.npz")
+    known = set(zip(joins["a"].tolist(), joins["b"].tolist(), strict=True))
+    count = len(load_table(runs / "1.zarr/evidence/parts.npz")["voxels"])
+    pair = next((1, n) for n in range(2, count + 1) if (1, n) not in known)
+    with pytest.raises(InvalidArgument, match="parts that touch or are close"):
+        topo_dask.relabel(runs / "1.zarr", tmp_path / "new.zarr", veto=[pair], cluster="sync")
+
+
+def test_a_finished_relabelling_returns_at_once(runs: Path, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"min_size": 2, "cluster": "sync", "resume": True}
+    first = topo_dask.relabel(runs / "2.zarr", tmp_path / "new.zarr", **how)
+    again = topo_dask.relabel(runs / "2.zarr", tmp_path / "new.zarr", **how)
+    assert first.seconds > 0
+    assert again.seconds == 0
