@@ -3,11 +3,20 @@
 The image is generated (a pattern of 8 bits) and the model returns what it gets, so that all time
 is our own or the storage's. The storage's share is measured by copying the same image by the same
 blocks on the same engine, with nothing in between.
+
+Then runs
+
+    topo-dask map-tiles numpy:positive IMAGE OUT --cluster CLUSTER
+
+as a process of its own on images of a quarter, half and all of the side, and prints the peak memory
+of its process tree: it must not grow.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import sysconfig
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +26,7 @@ from typing import Any
 import numpy as np
 import psutil
 from common import PLACES, machine, replace_section, table, working_folder
+from watch import watched
 
 import topo_dask
 from topo_dask.graph.tiles import TilePlan, tile_blocks, tile_chunks, tile_grid
@@ -24,6 +34,7 @@ from topo_dask.grid import BlockGrid, Region
 from topo_dask.run.execute import WINDOW, Engine, open_engine
 from topo_dask.storage import create_array, open_array
 
+MIB = 2**20
 TITLE = "Tiles: what map_tiles costs beyond model and storage"
 
 
@@ -128,6 +139,27 @@ def measure(folder: Path, options: argparse.Namespace) -> list[list[Any]]:
     return rows
 
 
+def memory(folder: Path, options: argparse.Namespace) -> list[list[Any]]:
+    """Peak memory of the command as the image grows."""
+    program = shutil.which("topo-dask", path=sysconfig.get_path("scripts")) or "topo-dask"
+    given = ["--tile", f"{options.tile},{options.tile}", "--overlap", options.overlap]
+    given += ["--cluster", options.cluster, "--dtype", "uint8", "--no-progress", "--overwrite"]
+    rows, out = [], folder / "out.zarr"
+    for side in (options.side // 4, options.side // 2, options.side):
+        path = folder / f"image of {side}.zarr"
+        image = create_array(path, (side, side), (1024, 1024), "uint8")
+        with open_engine(options.cluster) as engine:
+            blocks = BlockGrid((side, side), (4096, 4096))
+            run_all(engine, generate, [Copy(None, image, region) for region in blocks])
+        words = [program, "map-tiles", "numpy:positive", path, out, *given]
+        took = watched(list(map(str, words)), out.with_name("out.zarr.work"))
+        count = len(tile_grid((side, side), options.tile, options.overlap))
+        sizes = [f"{n / MIB:.0f}" for n in (took.rss, took.pss)]
+        rows.append([f"{side:,}²", f"{count:,}", f"{took.seconds:.1f}", *sizes, took.processes])
+        shutil.rmtree(path)
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -144,6 +176,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = made.parse_args(arguments)
     with working_folder(options.folder) as folder:
         rows = measure(folder, options)
+    with working_folder(options.folder) as folder:
+        peaks = memory(folder, options)
     headings = [
         "image", "tiles", "plan", "alive, planned", "alive, measured", "copy", "map_tiles",
         "more, a tile", "more processor time, a tile",
@@ -163,6 +197,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table(headings, rows),
             f"100,000² pixels, {count:,} tiles: planned in {took:.2f} s, at most "
             f"{alive / count:.2%} alive.",
+            "The command as a process of its own, and the peak memory of its process tree:",
+            table(["image", "tiles", "seconds", "RSS MiB", "PSS MiB", "processes"], peaks),
         ]
     )
     print(f"\n{TITLE}\n\n{text}")

@@ -194,3 +194,11 @@ def test_labels_are_asked_for(
     assert common.VARIABLE in capsys.readouterr().err
     monkeypatch.setenv(common.VARIABLE, "somewhere")
     assert common.parse(common.parser("any.py", None), []).labels == "somewhere"
+
+
+def test_tiles_runs(tmp_path: Path) -> None:
+    small = ("--side", 1200, "--tile", 64, "--overlap", 16, "--cluster", "threads")
+    out = run("tiles.py", *small, "--folder", tmp_path)
+    assert "| 1,200² |" in out
+    assert "planned in" in out
+    assert "| 300²" in out

@@ -45,7 +45,9 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "click": ("cli.py", "__main__.py"),
     "distributed": ("run/",),
     "matplotlib": ("view.py",),
+    "onnxruntime": ("run/models.py",),
     "tifffile": ("run/tile_table.py",),
+    "torch": ("run/models.py",),
 }
 # kernels are pure functions on arrays; pictures and synthetic volumes are made from plain data.
 NEVER_IN: dict[str, set[str]] = {
@@ -294,8 +296,8 @@ before = state()
 import topo_dask
 after = state()
 print([name for name in before if before[name] != after[name]])
-print([name for name in ("bokeh", "cupy", "dask_jobqueue", "hypothesis", "matplotlib", "s3fs",
-                         "tifffile")
+print([name for name in ("bokeh", "cupy", "dask_jobqueue", "hypothesis", "matplotlib",
+                         "onnxruntime", "s3fs", "tifffile", "torch")
        if name in sys.modules])
 """
 

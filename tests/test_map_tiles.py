@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import traceback
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,13 +17,13 @@ import pytest
 import zarr
 from click.testing import CliRunner
 from distributed import Client, LocalCluster
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import topo_dask
 from topo_dask.cli import main
-from topo_dask.errors import InvalidArgument, InvalidType, TaskFailed, TopoError
+from topo_dask.errors import InvalidArgument, InvalidData, InvalidType, TaskFailed, TopoError
 from topo_dask.graph.tiles import tile_grid
 from topo_dask.run.execute import Engine, open_engine
 from topo_dask.storage import create_array
@@ -120,7 +121,7 @@ def cases(draw: st.DrawFn) -> dict[str, Any]:
         "tile": tile,
         "overlap": tuple(draw(st.integers(0, t - 1)) for t in tile),
         "last": draw(st.sampled_from(["move", "shrink"])),
-        "context": draw(st.integers(0, 3)),
+        "context": tuple(draw(st.integers(0, 3)) for _ in shape),
         "beyond": draw(st.sampled_from(["reflect", "edge", "zero", "clip"])),
         "batch": draw(st.sampled_from([None, 1, 3])),
     }
@@ -233,6 +234,33 @@ def test_vectors_are_scaled_to_length_1_and_labels_keep_the_nearest(tmp_path: Pa
     assert rows == [1] * 14 + [rows[14]] * 12 + [rows[26]] * 14
 
 
+def test_a_dask_image_becomes_a_zarr_array(tmp_path: Path) -> None:
+    image = np.random.default_rng(5).normal(size=(2, 40, 50)).astype(np.float32)
+    lazy = da.from_array(image, chunks=(1, 17, 23))
+    result = topo_dask.map_tiles(
+        np.negative, lazy, (16, 16), 4, tmp_path / "o.zarr", cluster="threads"
+    )
+    assert_array_equal(result.array[...], -image)
+
+
+def test_memory_does_not_grow_with_the_image(tmp_path: Path) -> None:
+    def peak(side: int) -> int:
+        image = create_array(tmp_path / f"{side}.zarr", (side, side), (256, 256), "u1")
+        image[...] = 1
+        tracemalloc.start()
+        topo_dask.map_tiles(
+            np.positive, image, (64, 64), 16, tmp_path / f"{side} out.zarr",
+            dtype="u1", blocks=192, cluster="sync",
+        )  # fmt: skip
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(300)
+    small, large = peak(400), peak(1200)
+    assert large < 1.5 * small + 2**19, (small, large)
+
+
 def test_models_may_work_in_place_and_reuse_their_result() -> None:
     image = np.arange(600.0).reshape(20, 30)
     buffer = np.zeros((8, 8))
@@ -303,6 +331,91 @@ def test_tiles_without_a_chunk_on_disk_are_left_out(tmp_path: Path) -> None:
             cluster="sync",
         )
         assert set(model.seen()) == set(itertools.product((24, 36), (24, 36)))
+
+
+def test_what_is_left_out_is_never_read(tmp_path: Path) -> None:
+    """Chunks that no tile of interest needs may even be damaged."""
+    array = create_array(tmp_path / "image.zarr", (96, 96), (16, 16), "f4")
+    array[...] = 1
+    for chunk in (tmp_path / "image.zarr" / "c").glob("*/*"):
+        if not {chunk.parent.name, chunk.name} <= {"1", "2"}:
+            chunk.write_bytes(b"damaged")
+    box, options = [((16, 16), (48, 48))], {"dtype": "f4", "cluster": "sync"}
+    out = tmp_path / "out.zarr"
+    result = topo_dask.map_tiles(np.negative, array, (16, 16), 0, out, boxes=box, **options)
+    assert result.array[...].sum() == -32 * 32
+    with pytest.raises(TaskFailed):
+        topo_dask.map_tiles(np.negative, array, (16, 16), 0, tmp_path / "all.zarr", **options)
+
+
+# ------------------------------------------------------------------------------ labels of tiles
+
+
+def local_labels(part: np.ndarray) -> np.ndarray:
+    """What a model finds in a tile: ids that mean nothing in another."""
+    from scipy import ndimage
+
+    return np.asarray(ndimage.label(part > 0)[0] * 3).astype(np.int16)
+
+
+@given(cases(), seeds, st.data())
+@settings(max_examples=60)
+def test_ids_of_tiles_are_kept_apart(case: dict[str, Any], seed: int, data: Any) -> None:
+    shape, batch = case.pop("shape"), case["batch"]
+    image = np.random.default_rng(seed).normal(size=shape)
+    blocks = tuple(data.draw(st.integers(1, n)) for n in shape)
+    assume(np.prod(-(-np.array(shape) // blocks)) <= 12)
+
+    def model(part: np.ndarray) -> np.ndarray:
+        if batch is not None:
+            return np.stack([local_labels(one) for one in part])
+        return local_labels(part)
+
+    options = {**case, "blend": "nearest"}
+    whole = topo_dask.map_tiles(model, image, ids="apart", blocks=shape, **options)
+    again = topo_dask.map_tiles(model, image, ids="apart", blocks=blocks, **options)
+    assert whole.dtype == np.uint32
+    assert_array_equal(again, whole)
+    lazy = topo_dask.map_tiles(
+        model, da.from_array(image, chunks=7), ids="apart", blocks=blocks, **options
+    )
+    assert_array_equal(lazy.compute(scheduler="sync"), whole)
+    # As with ids that the tiles share, but for the tile from which each voxel comes.
+    kept = topo_dask.map_tiles(model, image, ids="keep", **options)
+    assert_array_equal(whole > 0, kept > 0)
+    tiles = tile_grid(shape, case["tile"], case["overlap"], last=case["last"])
+    most = int(np.prod(tiles.largest))
+    for number in np.unique((whole[whole > 0].astype(int) - 1) // most).tolist():
+        mine = (whole > number * most) & (whole <= (number + 1) * most)
+        inside = np.zeros(shape, dtype=bool)
+        inside[tiles.region(number).slices] = True
+        assert not (mine & ~inside).any()
+        # One id of the model for one of the result, in the same order.
+        pairs = np.unique(np.stack([whole[mine].astype(int), kept[mine].astype(int)]), axis=1)
+        assert (np.diff(pairs) > 0).all()
+
+
+@pytest.mark.parametrize("engine", ["threads", "processes"])
+def test_labels_of_tiles_are_the_same_on_any_engine(
+    engine: str, engines: dict[str, Engine], tmp_path: Path
+) -> None:
+    image = np.random.default_rng(2).normal(size=(2, 50, 60)).astype(np.float32)
+
+    options: dict[str, Any] = {"blend": "nearest", "ids": "apart", "channels": 2}
+    expected = topo_dask.map_tiles(local_labels_of_channels, image, (16, 16), 4, **options)
+    for tile in (expected[:, :12, :12], expected[:, 14:24, 14:24]):
+        assert len(np.unique(tile)) > 5
+    source = stored(tmp_path / "image.zarr", image, 32)
+    result = topo_dask.map_tiles(
+        local_labels_of_channels, source, (16, 16), 4, tmp_path / "o.zarr",
+        cluster=engines[engine], blocks=(24, 40), dtype="uint64", **options,
+    )  # fmt: skip
+    assert result.array.dtype == np.uint64
+    assert_array_equal(result.array[...], expected)
+
+
+def local_labels_of_channels(part: np.ndarray) -> np.ndarray:
+    return np.stack([local_labels(one) for one in part])
 
 
 # -------------------------------------------------------------------------------------- failures
@@ -389,6 +502,11 @@ def test_results_of_another_model_are_not_reused(tmp_path: Path) -> None:
         (InvalidType, "skip", "booleans", {"skip": 3}),
         (InvalidArgument, "skip", "zarr arrays", {"skip": "empty"}),
         (InvalidArgument, "skip", "every tile", {"skip": lambda a, b: a[:, 0] >= 0}),
+        (InvalidArgument, "ids", "nearest", {"ids": "apart"}),
+        (InvalidArgument, "ids", "keep", {"ids": "mine"}),
+        (InvalidType, "model", "float32", {"ids": "apart", "blend": "nearest"}),
+        (InvalidArgument, "dtype", "2304", {"ids": "apart", "blend": "nearest", "dtype": "u1"}),
+        (InvalidData, "model", "negative", {"model": "minus", "ids": "apart", "blend": "nearest"}),
         (InvalidType, "normalise", "floats", {"normalise": True, "dtype": "u1", "channels": 3}),
     ],
     ids=itertools.count(),
@@ -407,6 +525,7 @@ def test_bad_input(
         "shape": lambda part, origin: part[: 16 - (origin == (12, 0))],
         "dtype": lambda part, origin: part.astype("f8" if origin == (12, 0) else "f4"),
         "first": lambda part, origin: part[:1],
+        "minus": lambda part, origin: np.full(part.shape, -1),
     }
     given_model = options.get("model", lambda part, origin: part)
     call = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -29,7 +30,8 @@ from topo_dask.errors import (
     OutputExists,
     TopoError,
 )
-from topo_dask.graph.mosaic import place_tiles, transform_matrices
+from topo_dask.graph.alive import measured_alive, planned_alive
+from topo_dask.graph.mosaic import mosaic_blocks, place_tiles, transform_matrices
 from topo_dask.grid import BlockGrid
 from topo_dask.storage import create_array, open_array, voxel_geometry
 
@@ -303,6 +305,46 @@ def test_memory_does_not_grow_with_the_mosaic(tmp_path: Path) -> None:
     assert large < 2 * small + 2**20, (small, large)
 
 
+@pytest.mark.parametrize("cluster", ["sync", "threads"])
+@pytest.mark.parametrize("per_axis", [(2, 14), (14, 2), (3, 3, 3)])
+def test_few_tiles_are_alive_at_once(
+    per_axis: tuple[int, ...], cluster: str, tmp_path: Path
+) -> None:
+    """Blocks come so that a long mosaic is walked along, not across."""
+    tiles, transforms = scattered(per_axis, 16)
+    result = fuse_mosaic(tiles, transforms, output=tmp_path / "out.zarr", blocks=8, cluster=cluster)
+    planned, measured = (result.details[f"alive, {name}"] for name in ("planned", "measured"))
+    assert 0 < measured <= planned <= len(tiles)
+    if len(per_axis) == 2:
+        assert planned <= len(tiles) / 2
+    whole = fuse_mosaic(tiles, transforms).compute()
+    np.testing.assert_array_equal(result.array[...], whole)
+
+
+@given(st.integers(0, 999), st.integers(1, 9), st.integers(4, 20))
+@settings(max_examples=40)
+def test_no_schedule_keeps_more_tiles_alive_than_planned(seed: int, ahead: int, edge: int) -> None:
+    rng = np.random.default_rng(seed)
+    shifts = rng.uniform(0, 50, (15, 2))
+    placement = place_tiles(transform_matrices(shifts, count=15), [(9, 12)] * 15)
+    blocks = mosaic_blocks(placement, BlockGrid(placement.shape, (edge, edge + 3)))
+    positions = np.arange(len(blocks.numbers))
+    planned = planned_alive(*blocks.lives(positions, positions), ahead=ahead)
+    # Any schedule in which no block begins so far behind the first unfinished one.
+    began, ended = np.full((2, len(positions)), np.nan)
+    clock = itertools.count()
+    running: list[int] = []
+    while np.isnan(ended).any():
+        first = int(np.flatnonzero(np.isnan(ended))[0])
+        ready = [p for p in range(first, min(first + ahead, len(positions))) if np.isnan(began[p])]
+        if ready and (not running or rng.random() < 0.6):
+            began[ready[0]] = next(clock)
+            running.append(ready[0])
+        else:
+            ended[running.pop(int(rng.integers(len(running))))] = next(clock)
+    assert 0 < measured_alive(*blocks.lives(began, ended)) <= planned <= 15
+
+
 def test_a_finished_run_is_not_made_again(tmp_path: Path) -> None:
     tiles, transforms = scattered((2, 2), 16)
     options: dict[str, Any] = {"output": tmp_path / "out.zarr", "cluster": "sync"}
@@ -534,6 +576,28 @@ def test_ome_tiffs_bring_their_stage_positions(tmp_path: Path) -> None:
         read_tile_table(tmp_path / "all.ome.tif"), output=tmp_path / "o.zarr", cluster="threads"
     )
     np.testing.assert_array_equal(result.array[...], wanted)
+
+
+def test_ome_xml_beside_its_tiffs(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    tiles = [np.random.default_rng(n).integers(0, 255, (20, 24), np.uint8) for n in range(3)]
+    images = []
+    for number, tile in enumerate(tiles):
+        tifffile.imwrite(tmp_path / f"{number}.tif", tile)
+        images.append(
+            f'<Image ID="Image:{number}"><Pixels ID="Pixels:{number}" DimensionOrder="XYCZT" '
+            'Type="uint8" SizeX="24" SizeY="20" SizeZ="1" SizeC="1" SizeT="1" '
+            'PhysicalSizeX="0.5" PhysicalSizeY="0.5"><TiffData>'
+            f'<UUID FileName="{number}.tif">urn:uuid:{number}</UUID></TiffData>'
+            f'<Plane TheZ="0" TheC="0" TheT="0" PositionX="{8 * number}" PositionY="2.5"/>'
+            "</Pixels></Image>"
+        )
+    name = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+    (tmp_path / "all.ome.xml").write_text(f'<OME xmlns="{name}">{"".join(images)}</OME>')
+    table = read_tile_table(tmp_path / "all.ome.xml")
+    assert table.transforms == tuple((2.5, 8.0 * n) for n in range(3))
+    wanted = fuse_mosaic(tiles, table.transforms, tile_spacing=0.5).compute()
+    np.testing.assert_array_equal(fuse_mosaic(table).compute(), wanted)
 
 
 def test_ome_without_positions_is_refused(tmp_path: Path) -> None:

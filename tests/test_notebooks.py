@@ -31,7 +31,7 @@ print(json.dumps({name: globals()[name] for name in WANTED if name in globals()}
 def executed(name: str) -> tuple[Any, dict[str, Any]]:
     """The notebook after a run in which every warning is an error, and some of its variables."""
     book = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
-    wanted = ["means", "context_error", "tissue_means", "n_found"]
+    wanted = ["means", "context_error", "tissue_means", "n_found", "jumps"]
     probe = PROBE.replace("WANTED", repr(wanted))
     make = nbformat.v4.new_code_cell
     book.cells = [make(STRICT), *book.cells, make(probe)]
@@ -95,6 +95,12 @@ def test_tiles_are_off_by_the_angles_expected() -> None:
     tissue = variables["tissue_means"]
     assert tissue["tile-local"] > 10
     assert tissue["origin-aware, context 16"] < 0.05
+
+
+def test_these_weights_leave_no_seam_where_naive_ones_do() -> None:
+    _, variables = executed("02_tiled_stitching")
+    assert variables["jumps"]["naive weights"] > 2
+    assert variables["jumps"]["these weights"] == pytest.approx(1, abs=0.05)
 
 
 def test_the_error_falls_with_the_context() -> None:

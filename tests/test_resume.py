@@ -6,17 +6,15 @@ The runs are real processes that are really killed, or halted while others look 
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import re
 import shutil
 import signal
 import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client, LocalCluster
+from killing import Process, killed_at, lines_of, process_of, stages_done, tree, wait_for
 
 import topo_dask
 from topo_dask.errors import OutputExists, RunInProgress, TaskFailed
@@ -42,9 +41,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "segment": {"n_steps": 12, "min_size": 5, "halo": 1, "blocks": BLOCKS},
 }
 SLOW: dict[str, Any] = {"n_iter": 1500, "adaptive_iters": False}  # enough to be caught at it
-# Processes of their own that need not import everything anew.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["topo_dask"])
 
 
 @pytest.fixture(scope="module")
@@ -80,10 +76,6 @@ def store(path: Path, values: np.ndarray) -> Path:
     return path
 
 
-def tree(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-
-
 def call(run: str, inputs: dict[str, Path], out: Path, **options: Any) -> Any:
     options = {"cluster": "sync", **SETTINGS[run], **options}
     return getattr(topo_dask, run)(inputs[run], out, **options)
@@ -92,70 +84,21 @@ def call(run: str, inputs: dict[str, Path], out: Path, **options: Any) -> Any:
 # ------------------------------------------------------------------------- looking at the work
 
 
-def lines_of(out: Path, stage: str) -> int:
-    """Blocks that the ledger holds of a stage."""
-    file = out.with_name(f"{out.name}.work") / "ledger" / f"{stage}.jsonl"
-    # The first line is the fingerprint; what follows the last line end is not yet written.
-    return max(0, file.read_text().count("\n") - 1) if file.exists() else 0
-
-
-def stages_done(shown: str) -> dict[str, int]:
-    """Blocks that each stage of a run did, from what it showed."""
-    found = re.findall(r"^(\S+) +(\d+)/(\d+) blocks", shown, flags=re.MULTILINE)
-    return {stage: int(done) for stage, done, _ in found}
-
-
-@contextmanager
 def started(
     run: str, inputs: dict[str, Path], out: Path, **options: Any
-) -> Iterator[multiprocessing.process.BaseProcess]:
+) -> AbstractContextManager[Process]:
     """A run in a process of its own, which is gone in the end."""
-    process = PROCESSES.Process(target=call, args=(run, inputs, out), kwargs=options)
-    process.start()
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.join()
+    return process_of(call, run, inputs, out, **options)
 
 
-def send(process: multiprocessing.process.BaseProcess, number: signal.Signals) -> None:
+def send(process: Process, number: signal.Signals) -> None:
     assert process.pid is not None
     os.kill(process.pid, number)
 
 
-def wait_for(process: multiprocessing.process.BaseProcess, reached: Callable[[], bool]) -> bool:
-    """Wait until something is reached; whether that was before the process ended."""
-    until = time.monotonic() + 120
-    while not reached():
-        if not process.is_alive():
-            assert process.exitcode == 0
-            return False
-        assert time.monotonic() < until
-        time.sleep(0.001)
-    return True
-
-
 def kill_at(run: str, inputs: dict[str, Path], out: Path, stage: str, **options: Any) -> int:
     """Kill a run when some blocks of a stage are done; give how many were in the end."""
-    work = out.with_name(f"{out.name}.work")
-    before = out.with_name("before")
-    if work.exists():
-        shutil.copytree(work, before)
-    for _ in range(10):
-        with started(run, inputs, out, **options) as process:
-            wait_for(process, lambda: lines_of(out, stage) >= 5)
-            process.kill()
-            process.join()
-        if process.exitcode == -signal.SIGKILL and not out.exists():
-            shutil.rmtree(before, ignore_errors=True)
-            return lines_of(out, stage)
-        # It was done before it could be killed: once more.
-        for path in (out, work):
-            shutil.rmtree(path, ignore_errors=True)
-        if before.exists():
-            shutil.copytree(before, work)
-    raise AssertionError("every run was faster than this process")
+    return killed_at(stage, 5, out, call, run, inputs, out, **options)
 
 
 def gone(pid: int) -> bool:

@@ -242,6 +242,13 @@ def test_large_images_are_planned_at_once_and_keep_few_tiles_alive(
     assert alive <= 0.01 * len(tiles)
 
 
+@pytest.mark.parametrize("shape", [(2_000, 60_000), (60_000, 2_000)])
+def test_long_images_keep_no_more_tiles_alive_than_they_are_wide(shape: tuple[int, ...]) -> None:
+    tiles = tile_grid(shape, 256, 64)
+    plan = TilePlan(tiles, BlockGrid(shape, tile_blocks(tiles, tile_chunks(tiles), ahead=6)))
+    assert plan.alive(ahead=6) < 0.12 * len(tiles)
+
+
 # ------------------------------------------------------------------------------------ blending
 
 

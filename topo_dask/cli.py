@@ -13,7 +13,7 @@ import click
 from topo_dask.config import METHODS, POTENTIALS
 from topo_dask.demo import run_demo
 from topo_dask.errors import TopoError
-from topo_dask.graph.blend import BEYOND, TILE_BLENDS
+from topo_dask.graph.blend import BEYOND, IDS, TILE_BLENDS
 from topo_dask.graph.fuse import LASTS
 from topo_dask.kernels.resample import BLENDS
 from topo_dask.run.compare import compare as run_compare
@@ -297,7 +297,7 @@ def fuse(**options: Any) -> None:
 
 
 @main.command("map-tiles")
-@click.argument("model", metavar="MODULE:FUNCTION")
+@click.argument("model", metavar="MODEL")
 @click.argument("image", type=click.Path())
 @click.argument("output", type=click.Path())
 @click.option("--tile", type=LENGTHS, required=True, help="Shape of a tile, e.g. 256,256.")
@@ -305,6 +305,7 @@ def fuse(**options: Any) -> None:
 @click.option("--context", type=LENGTHS, default=0, show_default=True, help="Seen, thrown away.")
 @click.option("--last", type=click.Choice(LASTS), default="move", show_default=True)
 @click.option("--blend", type=click.Choice(TILE_BLENDS), default="cosine", show_default=True)
+@click.option("--ids", type=click.Choice(IDS), default="keep", show_default=True, help="Of labels.")
 @click.option("--normalise", is_flag=True, help="Scale vectors along the channels to length 1.")
 @click.option("--channels", type=int, help="Of the result. [default: from one tile]")
 @click.option("--dtype", help="Of the result. [default: from one tile]")
@@ -319,7 +320,10 @@ def fuse(**options: Any) -> None:
 def map_tiles(
     model: str, image: str, output: str, skip_empty: bool, boxes: Any, **options: Any
 ) -> None:
-    """Apply a function to overlapping tiles of IMAGE, blended into OUTPUT (zarr arrays)."""
+    """Apply MODEL to overlapping tiles of IMAGE, blended into OUTPUT (zarr arrays).
+
+    MODEL is module:function, from NumPy array to NumPy array, or the path of an .onnx file.
+    """
     sys.path.insert(0, str(Path.cwd()))  # as `python -m` does
     tile, overlap = options.pop("tile"), options.pop("overlap")
     options |= {"skip": "empty" if skip_empty else None, "boxes": boxes or None}

@@ -17,6 +17,7 @@ from dask.delayed import delayed
 from topo_dask.errors import InvalidArgument, InvalidType, TaskFailed
 from topo_dask.graph.blocks import Source, assemble
 from topo_dask.graph.fuse import unit_vectors
+from topo_dask.graph.stitch import numbered
 from topo_dask.graph.tiles import TileGrid, TilePlan, Touching
 from topo_dask.grid import Region, as_lengths
 from topo_dask.kernels.cpu.tiles import add_next_tile, add_tile, keep_largest, keep_nearest
@@ -29,6 +30,7 @@ TILE_BLENDS = ("cosine", "linear", "mean", "max", "nearest")
 MOST_HELD = 1 << 22
 """Largest array of sums that a thread keeps for its next block: 32 MiB."""
 BEYOND = ("reflect", "edge", "zero", "clip")
+IDS = ("keep", "apart")
 
 
 # ------------------------------------------------------------------------------------- models
@@ -54,6 +56,8 @@ class TileSettings:
         Channels of the result; ``None`` for no channel axis.
     dtype
         Of the result.
+    ids
+        "keep" what the model returns, or keep the ids of tiles "apart", see `ids_apart`.
     """
 
     blend: str = "cosine"
@@ -63,13 +67,21 @@ class TileSettings:
     beyond: str = "reflect"
     channels: int | None = None
     dtype: str | None = None
+    ids: str = "keep"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("blend", TILE_BLENDS), ("beyond", BEYOND)):
+        for name, allowed in (("blend", TILE_BLENDS), ("beyond", BEYOND), ("ids", IDS)):
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(
                     name, repr(getattr(self, name)), f"one of: {', '.join(allowed)}"
                 )
+        if self.ids == "apart" and self.blend != "nearest":
+            raise InvalidArgument(
+                "ids",
+                f"'apart' with blend={self.blend!r}",
+                "'apart' only with blend='nearest'",
+                "Labels can not be averaged.",
+            )
         for name in ("batch", "channels"):
             value = getattr(self, name)
             if value is not None:
@@ -89,6 +101,21 @@ class TileSettings:
             raise InvalidType("dtype", f"{dtype}", "booleans, whole or real numbers")
         if self.normalise and kind != "f":
             raise InvalidType("normalise", f"True for {dtype}", "a model that returns floats")
+
+    def with_ids_apart(self, tiles: TileGrid) -> TileSettings:
+        """The same with a dtype that can hold the ids of all tiles, see `ids_apart`."""
+        most = len(tiles) * math.prod(tiles.largest)
+        if self.dtype is None:
+            return replace(self, dtype="uint32" if most < 2**32 else "uint64")
+        kind = np.dtype(self.dtype)
+        if kind.kind not in "iu" or np.iinfo(kind).max < most:
+            raise InvalidArgument(
+                "dtype",
+                self.dtype,
+                f"whole numbers up to {most}, for the ids of all tiles",
+                "Leave it out.",
+            )
+        return self
 
     @property
     def leading(self) -> tuple[int, ...]:
@@ -162,6 +189,14 @@ def _checked(values: Any, seen: Array, tile: Region, settings: TileSettings, axe
         )
     if settings.dtype is None:
         TileSettings(dtype=None)._check_dtype(str(result.dtype))
+    elif settings.ids == "apart":
+        if result.dtype.kind not in "biu":
+            raise InvalidType(
+                "model",
+                f"a result of dtype {result.dtype} for {_place(tile)}",
+                "whole numbers: labels",
+                "Pass ids='keep' if these are none.",
+            )
     elif result.dtype != np.dtype(settings.dtype):
         raise InvalidType(
             "model",
@@ -170,6 +205,37 @@ def _checked(values: Any, seen: Array, tile: Region, settings: TileSettings, axe
             "Let the model return one dtype, or declare it with dtype=.",
         )
     return result
+
+
+def ids_apart(labels: Array, number: int, tiles: TileGrid, settings: TileSettings) -> Array:
+    """A tile's labels with ids that no other tile has.
+
+    Parameters
+    ----------
+    labels
+        ``[*channels, *tile shape]`` of whole numbers; 0 is background.
+    number, tiles
+        Which tile: its ids come after number times the voxels of the largest tile.
+    settings
+        With a known dtype.
+
+    Raises
+    ------
+    InvalidData
+        Negative labels.
+
+    Examples
+    --------
+    >>> from topo_dask.graph.tiles import tile_grid
+    >>> settings = TileSettings("nearest", dtype="uint32", ids="apart")
+    >>> ids_apart(np.array([0, 7, 5, 7]), 2, tile_grid((9,), 4, 1), settings)
+    array([ 0, 10,  9, 10], dtype=uint32)
+    """
+    where = f" for {_place(tiles.region(number))}"
+    local, _ = numbered(labels, settings.channels, argument="model", where=where)
+    ids = local.astype(settings.dtype)
+    ids[local > 0] += number * math.prod(tiles.largest)
+    return ids
 
 
 class _Window:
@@ -240,6 +306,8 @@ def apply_model(
                 pairs = zip(before, tile.shape, strict=True)
                 cut: tuple[Any, ...] = (..., *(slice(a, a + n) for a, n in pairs))
                 result = result[cut]
+            if settings.ids == "apart":
+                result = ids_apart(result, number, tiles, settings)
             yield number, result
 
     for number in numbers:

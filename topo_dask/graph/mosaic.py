@@ -18,6 +18,7 @@ from dask.delayed import delayed
 
 from topo_dask.config import choice
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
+from topo_dask.graph.alive import fast_to_slow, spans
 from topo_dask.graph.blocks import Source, assemble
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels.cpu.blend import axis_weight
@@ -459,6 +460,59 @@ def place_tiles(
         np.pad(start, before),
         np.pad(stop, before, constant_values=1),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class MosaicBlocks:
+    """The blocks to write, in an order that keeps few tiles alive. Made by `mosaic_blocks`.
+
+    Parameters
+    ----------
+    numbers
+        int64 ``[B]``, numbers of the blocks.
+    tiles
+        For each of them the tiles that may reach it, ascending.
+    count
+        How many tiles there are.
+    """
+
+    numbers: npt.NDArray[np.int64]
+    tiles: list[list[int]]
+    count: int
+
+    def lives(
+        self, began: npt.NDArray[Any], ended: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """When each tile is first and last needed, see `spans`; given for each block in order."""
+        pairs = [len(reach) for reach in self.tiles]
+        every = np.fromiter(itertools.chain.from_iterable(self.tiles), dtype=np.int64)
+        return spans(every, np.repeat(began, pairs), np.repeat(ended, pairs), count=self.count)
+
+
+def mosaic_blocks(placement: Placement, grid: BlockGrid, *, every: bool = False) -> MosaicBlocks:
+    """Which blocks to write, when, and of which tiles.
+
+    Parameters
+    ----------
+    placement, grid
+        Tiles and blocks.
+    every
+        Blocks that no tile reaches too.
+
+    Examples
+    --------
+    >>> placement = place_tiles(transform_matrices([(0, 0), (0, 8)], count=2), [(4, 4), (4, 4)])
+    >>> blocks = mosaic_blocks(placement, BlockGrid(placement.shape, (2, 4)))
+    >>> blocks.numbers.tolist(), blocks.tiles
+    ([0, 3, 2, 5], [[0], [0], [1], [1]])
+    """
+    starts, tiles = placement.index(grid)
+    wanted = np.arange(len(grid)) if every else np.flatnonzero(np.diff(starts))
+    index = np.unravel_index(wanted, grid.counts)
+    order = np.lexsort([index[axis] for axis in fast_to_slow(grid.counts)])
+    numbers = wanted[order].astype(np.int64)
+    edges = zip(starts[numbers].tolist(), starts[numbers + 1].tolist(), strict=True)
+    return MosaicBlocks(numbers, [tiles[a:b].tolist() for a, b in edges], len(placement.low))
 
 
 # ---------------------------------------------------------------------------------- blending

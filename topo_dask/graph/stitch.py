@@ -308,15 +308,15 @@ def stitch_labels(
     """
     tiles = _tiles(volume_shape, subcrop_slices, arrays, kinds="iub", leading=((), None))
     if not tiles.lazy:
-        numbered = [_numbered(a, tiles.channels) for a in tiles.arrays]
-        firsts = _firsts([ids for _, ids in numbered])
-        named = [_named(n, firsts, row) for row, n in enumerate(numbered)]
+        local = [numbered(a, tiles.channels) for a in tiles.arrays]
+        firsts = _firsts([counts for _, counts in local])
+        named = [_named(found, firsts, row) for row, found in enumerate(local)]
         return _stitch(_Tiles(tiles.shape, tiles.regions, named, tiles.channels), _heaviest, "u8")
     tasks = []
     for array in tiles.arrays:
         whole = Region((0,) * array.ndim, tuple(int(n) for n in array.shape))
         held = Source.of(array).read(whole) if isinstance(array, da.Array) else array
-        tasks.append(delayed(_numbered, nout=2)(held, tiles.channels))
+        tasks.append(delayed(numbered, nout=2)(held, tiles.channels))
     firsts = delayed(_firsts)([task[1] for task in tasks])
     lazy = [
         da.from_delayed(delayed(_named)(task, firsts, row), a.shape, dtype="u8")
@@ -325,9 +325,21 @@ def stitch_labels(
     return _stitch(_Tiles(tiles.shape, tiles.regions, lazy, tiles.channels), _heaviest, "u8")
 
 
-def _numbered(labels: Array, channels: int | None) -> tuple[Array, list[int]]:
-    """The instances of each channel numbered 1..K, and their numbers K."""
-    check_not_negative(labels, argument="arrays")
+def numbered(
+    labels: Array, channels: int | None, *, argument: str = "arrays", where: str = ""
+) -> tuple[Array, list[int]]:
+    """The instances of each channel numbered 1..K in the order of their ids, and their numbers K.
+
+    Parameters
+    ----------
+    labels
+        ``[*channels, ...]`` with 1 to 3 axes after the channels, whole numbers; 0 is background.
+    channels
+        How many; ``None`` for no such axis.
+    argument, where
+        What an error calls the labels.
+    """
+    check_not_negative(labels, argument=argument, where=where)
     stack = labels[None] if channels is None else labels
     local, counts = np.empty(stack.shape, dtype=np.int32), []
     for channel, one in enumerate(stack.astype("u1" if labels.dtype == bool else labels.dtype)):
@@ -345,9 +357,9 @@ def _firsts(counts: list[list[int]]) -> npt.NDArray[np.uint64]:
 
 
 def _named(
-    numbered: tuple[Array, list[int]], firsts: npt.NDArray[np.uint64], row: int
+    found: tuple[Array, list[int]], firsts: npt.NDArray[np.uint64], row: int
 ) -> npt.NDArray[np.uint64]:
-    local, counts = numbered
+    local, counts = found
     # One number for each channel along the first axis; a single one holds everywhere.
     axes = local.ndim - 1 if len(counts) > 1 else 0
     ids: npt.NDArray[np.uint64] = local.astype(np.uint64) + firsts[row].reshape(-1, *(1,) * axes)

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topo_dask.errors import InvalidArgument
+from topo_dask.graph.alive import fast_to_slow, planned_alive
 from topo_dask.graph.area import range_counts
 from topo_dask.graph.fuse import LASTS, axis_tiles
 from topo_dask.grid import BlockGrid, Region, as_lengths
@@ -257,10 +258,10 @@ def tile_blocks(tiles: TileGrid, chunks: Sequence[int], *, ahead: int) -> tuple[
     ]
     # A block is no smaller than the step, or blocks would wait for one another in chains.
     blocks = [c * -(-s // c) for c, s in zip(chunks, steps, strict=True)]
-    front = math.prod(tiles.counts[1:])
+    front = len(tiles) // max(tiles.counts)
     share = ALIVE_SHARE * len(tiles) - 1.25 * front
     enough = min(MOST_TILES, max(1.0, share / ahead), max(1.0, len(tiles) / (2 * ahead)))
-    for axis in reversed(range(len(blocks))):
+    for axis in fast_to_slow(tiles.counts):
         while blocks[axis] < tiles.shape[axis]:
             longer = [*blocks]
             longer[axis] += chunks[axis] * -(-steps[axis] // chunks[axis])
@@ -366,13 +367,15 @@ class TilePlan:
     def order(self) -> INT:
         """Numbers of the blocks that tiles touch, so that parts wait as short as possible.
 
-        A block comes as soon as those it waits for have come; even ones in C order.
+        A block comes as soon as those it waits for have come; even ones in C order, but for the
+        axis with the most tiles, which comes last: few lie along the front then.
         """
         low, high = [x.touch_low for x in self.axes], [x.touch_high for x in self.axes]
         touched = range_counts(self.tiles.selected, low, high) > 0
         index = np.nonzero(touched)
         keys: list[Array] = [np.sum([i % 2 for i in index], axis=0)]
-        for i, count in zip(reversed(index), reversed(self.blocks.counts), strict=True):
+        for axis in fast_to_slow(self.tiles.counts):
+            i, count = index[axis], self.blocks.counts[axis]
             keys.append(np.minimum(i + i % 2, (count - 1) // 2 * 2))
         by = np.lexsort((np.ravel_multi_index(index, self.blocks.counts), *keys))
         return np.ravel_multi_index(index, self.blocks.counts)[by].astype(np.int64)
@@ -437,11 +440,7 @@ class TilePlan:
             No block is begun so many behind the first unfinished one.
         """
         positions = np.arange(len(self.order))
-        begin, last = self.lives(np.maximum(positions - ahead + 1, 0), positions)
-        changes = np.zeros(len(self.order) + 1, dtype=np.int64)
-        np.add.at(changes, begin, 1)
-        np.add.at(changes, last + 1, -1)
-        return int(changes.cumsum().max(initial=0))
+        return planned_alive(*self.lives(positions, positions), ahead=ahead)
 
     def along(self, blend: str) -> tuple[Array, ...]:
         """For each axis and tile what a blend needs of its voxels: weights, or distances."""

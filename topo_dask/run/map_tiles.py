@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
-import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -20,10 +18,10 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import zarr
-from dask.base import tokenize
 from zarr.storage import LocalStore
 
 from topo_dask.errors import InvalidArgument, InvalidType
+from topo_dask.graph.alive import measured_alive
 from topo_dask.graph.area import check_mask, touching_boxes, touching_mask, touching_polygon
 from topo_dask.graph.blend import (
     BlockParts,
@@ -49,9 +47,13 @@ from topo_dask.run.job import (
     speed,
 )
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.models import load_model, model_mark, model_name
 from topo_dask.storage import AnyArray, open_array, output_chunks
 
 Array = npt.NDArray[Any]
+
+KEEP_EVERY_S = 10.0
+"""So often the finished tiles of an unfinished block are kept, should its process be killed."""
 
 
 class Shared:
@@ -149,13 +151,16 @@ def probe_tile(task: Probe) -> tuple[int | None, str]:
     return found.channels, found.dtype
 
 
-def make_block(task: Task) -> tuple[float, float]:
-    """Stage tiles: compute a block's tiles, hand parts on, blend; gives when it began and ended."""
+def make_block(task: Task) -> tuple[float, float, bool]:
+    """Stage tiles: compute a block's tiles, hand parts on, blend.
+
+    Gives when it began and ended, and whether some of its tiles were kept on the way.
+    """
     began = time.time()
     here = task.shared.value
     job, plan = here.job, here.job.plan
     block = int(plan.order[task.position])
-    mine = _compute(here, block)
+    mine, kept = _compute(here, block)
     for target, flat in mine.items():
         if target != block:
             save_array(here.message(block, target), flat)
@@ -164,11 +169,11 @@ def make_block(task: Task) -> tuple[float, float]:
     assert here.out is not None
     there = (slice(None),) * len(job.settings.leading) + plan.blocks.region(block).slices
     here.out[there] = job.fuse(block, owners, parts)
-    return began, time.time()
+    return began, time.time(), kept
 
 
-def _compute(here: StoredJob, block: int) -> dict[int, Array]:
-    """The parts of a block's tiles; if one fails, those computed before it are kept."""
+def _compute(here: StoredJob, block: int) -> tuple[dict[int, Array], bool]:
+    """The parts of a block's tiles; if one fails, or they take long, the finished ones are kept."""
     job = here.job
     parts = BlockParts(job.plan, block, job.settings)
     own = job.plan.own(block)
@@ -176,67 +181,25 @@ def _compute(here: StoredJob, block: int) -> dict[int, Array]:
     for number in kept:
         parts.add(number, load_array(here.kept(number)))
     left = sorted(set(own) - set(kept))
+    saved, since = len(kept), time.monotonic()
+
+    def keep() -> int:
+        for number in parts.done[saved:]:
+            save_array(here.kept(number), parts.tile(number))
+        return len(parts.done)
+
     try:
         for number, values in apply_model(job.model, job.plan.tiles, left, here.read, job.settings):
             parts.add(number, values)
+            if time.monotonic() - since > KEEP_EVERY_S:
+                saved, since = keep(), time.monotonic()
     except BaseException:
-        for number in parts.done[len(kept) :]:
-            save_array(here.kept(number), parts.tile(number))
+        keep()
         raise
-    return parts.flat
+    return parts.flat, saved > 0
 
 
 # ---------------------------------------------------------------------------------- arguments
-
-
-def load_model(model: Any) -> Callable[..., Any]:
-    """A callable as it is, or one by name: "module:function".
-
-    Raises
-    ------
-    InvalidArgument
-        No such module or function.
-    InvalidType
-        Neither.
-
-    Examples
-    --------
-    >>> load_model("numpy:negative")(3)
-    np.int64(-3)
-    """
-    allowed = 'a function from NumPy array to NumPy array, or its name "module:function"'
-    if callable(model):
-        named: Callable[..., Any] = model
-        return named
-    if not isinstance(model, str):
-        raise InvalidType("model", type(model).__name__, allowed)
-    module, _, name = model.partition(":")
-    if not module or not name:
-        raise InvalidArgument("model", repr(model), allowed, 'For example "my_models:denoise".')
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise InvalidArgument(
-            "model",
-            f"{model!r} ({error})",
-            allowed,
-            f"Python looks for the module in: {os.pathsep.join(p or '.' for p in sys.path)}.",
-        ) from error
-    if not callable(found):
-        raise InvalidType("model", f"{model!r}, which is a {type(found).__name__}", allowed)
-    result: Callable[..., Any] = found
-    return result
-
-
-def model_mark(model: Callable[..., Any]) -> str:
-    """A text that changes when a model does, as far as that can be told from outside."""
-    try:
-        return str(tokenize(model, ensure_deterministic=True))
-    except Exception:  # whatever an object's own pickling may raise
-        kind = model if hasattr(model, "__qualname__") else type(model)
-        return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _open_image(image: Any, tile: Any) -> tuple[Any, int]:
@@ -354,6 +317,7 @@ def map_tiles(
     context: Any = 0,
     last: str = "move",
     blend: str = "cosine",
+    ids: str = "keep",
     normalise: bool = False,
     channels: int | None = None,
     dtype: Any = None,
@@ -380,8 +344,9 @@ def map_tiles(
     ----------
     model
         Any function from a NumPy array ``[*image channels, *tile]`` to one of the same spatial
-        shape, with or without channels before it; or its name, "module:function". With a
-        ``context`` it may leave that away by itself.
+        shape, with or without channels before it; its name, "module:function"; a PyTorch module
+        in evaluation mode; or the path of an .onnx file. (A JAX function is a function like any
+        other.) With a ``context`` it may leave that away by itself.
     image
         ``[Y,X]`` or ``[Z,Y,X]``, or with one axis of channels before: path, URL, zarr, dask or
         NumPy array.
@@ -399,6 +364,12 @@ def map_tiles(
     blend
         "cosine", "linear" or "mean" of overlapping tiles, the "max", or for labels the "nearest":
         the value of the tile whose centre is nearest.
+    ids
+        For ``blend="nearest"``. "keep" what the model returns: classes, which mean the same in
+        every tile. Or keep them "apart": instance labels, of which each tile has its own. Tile n
+        (in C order) of at most V voxels gets the ids from n V + 1 on, in the order of the
+        model's; 0 stays 0. ``dtype`` is then that of the result, by itself uint32 or uint64, and
+        ``channels`` have labels of their own.
     normalise
         Scale the blended vectors, along the channels, to length 1.
     channels, dtype
@@ -444,8 +415,8 @@ def map_tiles(
     options = RunOptions(None, work_dir, resume, overwrite, cluster, progress, zarr_format)
     function = load_model(model)
     kind = None if dtype is None else str(np.dtype(dtype))
-    settings = TileSettings(blend, normalise, batch, pass_origin, beyond, channels, kind)
-    if channels is not None and dtype is None:
+    settings = TileSettings(blend, normalise, batch, pass_origin, beyond, channels, kind, ids)
+    if channels is not None and dtype is None and ids == "keep":
         raise InvalidArgument(
             "dtype", "None, with channels given", "both or none", "Declare dtype= too."
         )
@@ -453,6 +424,8 @@ def map_tiles(
     shape = tuple(int(n) for n in array.shape[-axes:])
     tiles = tile_grid(shape, tile, overlap, context=context, last=last)
     tiles = _selected(tiles, array, mask=mask, boxes=boxes, polygon=polygon, skip=skip)
+    if ids == "apart":
+        settings = settings.with_ids_apart(tiles)
     sides = None if blocks is None else as_lengths(blocks, argument="blocks", axes=axes, least=1)
     work = _Work(function, array, tiles, settings, sides, options)
     return work.in_memory() if output is None else work.on_disk(output)
@@ -524,7 +497,7 @@ class _Work:
     def on_disk(self, output: Any) -> RunResult:
         """Make the zarr array."""
         place = self.options.output(output, [self.image])
-        mark, title = self.mark(), f"{_name(self.model)} on {self.tiles!r}"
+        mark, title = self.mark(), f"{model_name(self.model)} on {self.tiles!r}"
         if published_already(place, mark, self.options):
             return RunResult(place.open(), place.path, title, 0.0, {})
         began = time.monotonic()
@@ -596,10 +569,6 @@ def _nothing_to_probe() -> InvalidArgument:
     )
 
 
-def _name(model: Any) -> str:
-    return str(getattr(model, "__name__", type(model).__name__))
-
-
 def _same_process(engine: Engine) -> bool:
     return engine.name in ("sync", "threads")
 
@@ -617,6 +586,9 @@ def _make_blocks(run: Run, here: StoredJob, mark: str, ahead: int) -> int:
 
     def release(position: int, result: Any) -> None:
         times[position, 0], times[position, 1] = result[0], time.time()
+        if result[2]:
+            for number in plan.own(blocks[position]):
+                here.kept(number).unlink(missing_ok=True)
         for other in plan.after[position]:
             here.message(blocks[other], blocks[position]).unlink(missing_ok=True)
 
@@ -630,13 +602,4 @@ def _make_blocks(run: Run, here: StoredJob, mark: str, ahead: int) -> int:
         order=Order(plan.after, ahead),
         recorded=release,
     )
-    return _most_at_once(plan, times)
-
-
-def _most_at_once(plan: TilePlan, times: npt.NDArray[np.float64]) -> int:
-    begin, last = plan.lives(times[:, 0], times[:, 1])
-    known = ~np.isnan(begin + last)  # blocks of a resumed run were made before
-    moments = np.concatenate([begin[known], last[known]])
-    changes = np.repeat([1, -1], int(known.sum()))
-    # At the same moment what ends comes first.
-    return int(changes[np.lexsort((changes, moments))].cumsum().max(initial=0))
+    return measured_alive(*plan.lives(times[:, 0], times[:, 1]))

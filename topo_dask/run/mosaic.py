@@ -15,17 +15,21 @@ import numpy as np
 import zarr
 
 from topo_dask.errors import InputNotFound, InvalidArgument, InvalidData, InvalidType, TopoError
+from topo_dask.graph.alive import measured_alive, planned_alive
 from topo_dask.graph.mosaic import (
+    MosaicBlocks,
     MosaicSettings,
     PlacedTile,
     Placement,
     check_tiles,
     fuse_block,
     mosaic_array,
+    mosaic_blocks,
     place_tiles,
     transform_matrices,
 )
 from topo_dask.grid import BlockGrid, Region, as_lengths
+from topo_dask.run.execute import WINDOW, Order
 from topo_dask.run.files import BLOCK, input_mark, save_array, stored
 from topo_dask.run.job import Run, RunOptions, RunResult, open_run, published_already, speed
 from topo_dask.run.ledger import fingerprint
@@ -100,8 +104,9 @@ def check_files(task: CheckTask) -> list[str]:
     return wrong
 
 
-def fuse_one(task: BlockTask) -> int:
-    """Stage fuse: one block of the output from the parts of the tiles that reach it."""
+def fuse_one(task: BlockTask) -> tuple[float, float]:
+    """Stage fuse: one block from the parts of the tiles that reach it; when it began and ended."""
+    began = time.time()
     job, region = task.job, task.job.grid.region(task.number)
     block = fuse_block(
         region,
@@ -114,7 +119,7 @@ def fuse_one(task: BlockTask) -> int:
     )
     before = (slice(None),) if job.channels else ()
     job.out[(*before, *region.slices)] = block
-    return len(task.tiles)
+    return began, time.time()
 
 
 def fuse_mosaic(
@@ -273,6 +278,10 @@ class _Plan:
         shape = "x".join(map(str, self.placement.shape))
         return f"Mosaic of {len(self.sources)} tiles in {shape} voxels"
 
+    def blocks(self) -> MosaicBlocks:
+        """The blocks to write; those without a tile are the zeros that a new array holds."""
+        return mosaic_blocks(self.placement, self.grid, every=bool(self.settings.background))
+
     @property
     def mark(self) -> str:
         """Fingerprint of all that the result depends on."""
@@ -350,21 +359,33 @@ def _check_files(run: Run, sources: Sequence[Any], mark: str) -> None:
 
 
 def _fuse(run: Run, job: MosaicJob, plan: _Plan, mark: str) -> dict[str, Any]:
-    starts, tiles = plan.placement.index(job.grid)
-    counts = np.diff(starts)
-    # Blocks without a tile are the zeros that a new array holds.
-    wanted = np.flatnonzero(counts > 0) if not plan.settings.background else range(len(job.grid))
+    blocks = plan.blocks()
     placed = [plan.placement.tile(n) for n in range(len(plan.sources))]
-    tasks, voxels = [], []
-    for number in (int(n) for n in wanted):
-        reach = tiles[starts[number] : starts[number + 1]].tolist()
-        tasks.append(
-            BlockTask(job, number, [placed[n] for n in reach], [plan.sources[n] for n in reach])
-        )
-        voxels.append(job.grid.region(number).size)
-    run.ledger.run(run.engine, "fuse", mark, fuse_one, tasks, voxels=voxels)
+    tasks = []
+    for number, reach in zip(blocks.numbers.tolist(), blocks.tiles, strict=True):
+        sources = [plan.sources[n] for n in reach]
+        tasks.append(BlockTask(job, number, [placed[n] for n in reach], sources))
+    times = np.full((len(tasks), 2), np.nan)
+
+    def note(position: int, result: Any) -> None:
+        times[position] = result
+
+    ahead = WINDOW * run.engine.slots
+    run.ledger.run(
+        run.engine,
+        "fuse",
+        mark,
+        fuse_one,
+        tasks,
+        voxels=[job.grid.region(task.number).size for task in tasks],
+        order=Order([()] * len(tasks), ahead),
+        recorded=note,
+    )
+    positions = np.arange(len(tasks))
     return {
-        "tiles": f"{len(plan.sources)}, at most {counts.max()} in a block",
+        "tiles": f"{len(plan.sources)}, at most {max(map(len, blocks.tiles))} in a block",
+        "alive, planned": planned_alive(*blocks.lives(positions, positions), ahead=ahead),
+        "alive, measured": measured_alive(*blocks.lives(times[:, 0], times[:, 1])),
         "blocks": f"{job.grid!r}, {len(tasks)} of them written",
         "ran on": run.engine.name,
     }
