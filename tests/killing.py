@@ -20,8 +20,9 @@ PROCESSES.set_forkserver_preload(["topo_dask"])
 
 
 def tree(path: Path) -> dict[str, bytes]:
-    """Every file below a directory."""
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    """The files of a result, but for the record of the run, which tells the time."""
+    files = (p for p in path.rglob("*") if p.is_file() and p.name != "run.json")
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in files}
 
 
 def lines_of(out: Path, stage: str) -> int:

@@ -1,5 +1,6 @@
 """Flow fields and instance labels for 3-D volumes larger than memory: one answer on any machine."""
 
+from topo_dask import cluster
 from topo_dask.classes import (
     EVALUATED_INSTANCE_CLASSES,
     get_instance_class_config,
@@ -34,6 +35,7 @@ __all__ = [
     "EVALUATED_INSTANCE_CLASSES",
     "boundary_flags",
     "build_spatial_mask",
+    "cluster",
     "cluster_convergence",
     "compact_relabel",
     "compare",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,10 +12,12 @@ import click
 
 from topo_dask.config import METHODS, POTENTIALS
 from topo_dask.demo import run_demo
-from topo_dask.errors import TopoError
+from topo_dask.errors import InvalidArgument, TopoError
 from topo_dask.graph.blend import BEYOND, IDS, TILE_BLENDS
 from topo_dask.graph.fuse import LASTS
 from topo_dask.kernels.resample import BLENDS
+from topo_dask.run.cluster import job_script as cluster_script
+from topo_dask.run.cluster_options import ClusterOptions, read_options
 from topo_dask.run.compare import compare as run_compare
 from topo_dask.run.flows import FLOW_TYPES
 from topo_dask.run.flows import flows as run_flows
@@ -32,7 +34,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 CLUSTER_HELP = (
     "Where tasks run: local (default: a dask cluster of this machine's processes, with a "
-    "dashboard), threads, processes, sync, or the tcp://... address of a dask scheduler."
+    "dashboard), threads, processes, sync, gpu (a process a GPU), slurm, pbs, lsf, sge, htcondor, "
+    "oar (jobs of that batch system), or the tcp://... address of a dask scheduler."
 )
 
 
@@ -138,13 +141,52 @@ NUMBERS = Numbers()
 PAIR = Pair()
 
 
+def cluster_options(command: Command) -> Command:
+    """Add the options that say where tasks run; the command gets them as ``cluster``."""
+
+    @wraps(command)
+    def with_cluster(
+        *,
+        cluster: str | None,
+        cluster_file: str | None,
+        cluster_option: tuple[str, ...],
+        performance_report: str | None,
+        **options: Any,
+    ) -> Any:
+        more = {} if performance_report is None else {"performance_report": performance_report}
+        where: str | ClusterOptions | None = cluster
+        if cluster_file is not None or cluster_option or more:
+            where = read_options(cluster, cluster_file, cluster_option, **more)
+        return command(cluster=where, **options)
+
+    made: Any = with_cluster
+    for option in reversed(
+        (
+            click.option("--cluster", metavar="NAME", help=CLUSTER_HELP),
+            click.option("--cluster-file", type=click.Path(), help="Its options, as YAML."),
+            click.option(
+                "--cluster-option",
+                metavar="KEY=VALUE",
+                multiple=True,
+                help="One of its options, e.g. jobs=4, cores=8, memory=32GB, walltime=02:00:00.",
+            ),
+            click.option(
+                "--performance-report", type=click.Path(), help="HTML file that dask writes."
+            ),
+        )
+    ):
+        made = option(made)
+    result: Command = made
+    return result
+
+
 def run_options(command: Command, *, arrays: bool = True) -> Command:
     """Add the options that every run on disk has; ``arrays`` is whether it makes zarr arrays."""
     layout = click.option("--zarr-format", type=click.IntRange(2, 3), default=3, show_default=True)
+    command = cluster_options(command)
     for option in reversed(
         (
             click.option("--blocks", type=LENGTHS, help="Shape of a block. [default: 128,128,128]"),
-            click.option("--cluster", metavar="NAME", help=CLUSTER_HELP),
             click.option("--work-dir", type=click.Path(), help="Where scratch data goes."),
             click.option("--resume", is_flag=True, help="Go on with an unfinished run."),
             click.option("--overwrite", is_flag=True, help="Replace an existing output."),
@@ -334,7 +376,7 @@ def map_tiles(
 @click.argument("truth", type=click.Path())
 @click.argument("labels", type=click.Path())
 @click.option("--blocks", type=LENGTHS, help="Shape of a block.")
-@click.option("--cluster", metavar="NAME", help=CLUSTER_HELP)
+@cluster_options
 @click.option(
     "--ignore-background/--count-background",
     default=True,
@@ -349,12 +391,27 @@ def compare(truth: str, labels: str, as_json: bool, **options: Any) -> None:
     click.echo(result.to_json() if as_json else repr(result))
 
 
+@main.command("job-script")
+@click.argument("cluster", metavar="SYSTEM", required=False)
+@click.option("--cluster-file", type=click.Path(), help="Options, as YAML.")
+@click.option("--cluster-option", metavar="KEY=VALUE", multiple=True, help="An option.")
+def job_script(
+    cluster: str | None, cluster_file: str | None, cluster_option: tuple[str, ...]
+) -> None:
+    """Print the job script that a batch SYSTEM would be given; submit nothing."""
+    options = read_options(cluster, cluster_file, cluster_option)
+    if cluster is None and cluster_file is None:
+        known = "slurm, pbs, lsf, sge, htcondor or oar"
+        raise InvalidArgument("cluster", "nothing", known, "For example: topo-dask job-script pbs.")
+    click.echo(cluster_script(options), nl=False)
+
+
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("topo-dask-demo"))
 @click.option("--shape", type=LENGTHS, default=(128, 192, 192), help="Of the volume.")
 @click.option("--blocks", type=LENGTHS, default=64, show_default=True)
 @click.option("--seed", type=int, default=1, show_default=True)
-@click.option("--cluster", metavar="NAME", help=CLUSTER_HELP)
+@cluster_options
 @click.option("--overwrite", is_flag=True, help="Replace the folder of an earlier demo.")
 @click.option("--progress/--no-progress", default=True, help="Show progress.")
 def demo(folder: Path, shape: Any, **options: Any) -> None:

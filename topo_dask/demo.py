@@ -17,7 +17,7 @@ from topo_dask.run.compare import compare
 from topo_dask.run.execute import open_engine
 from topo_dask.run.flows import flows
 from topo_dask.run.job import RunResult
-from topo_dask.run.progress import progress_stream
+from topo_dask.run.progress import progress_display
 from topo_dask.run.segment import segment
 from topo_dask.storage import Geometry, Output, output_chunks
 from topo_dask.testing import TissueSpec, synthetic_tissue_block
@@ -103,7 +103,7 @@ def run_demo(
     _prepare(place, overwrite)
     say(f"Making a synthetic tissue of {'x'.join(map(str, shape))} voxels ...")
     truth = make_truth(place / "truth.zarr", shape, seed)
-    with open_engine(cluster, stream=progress_stream(progress)) as engine:
+    with open_engine(cluster, display=progress_display(progress)) as engine:
         options: dict[str, Any] = {"blocks": blocks, "cluster": engine, "progress": progress}
         flow = flows(truth, place / "flows.zarr", **options)
         labels = segment(flow.array, place / "labels.zarr", foreground=truth, **options)

@@ -54,6 +54,7 @@ MAX_LISTED = 12
 MARK = "topo_dask"  # attribute of what we published, and marker file of our work directories
 TABLE_MARK = "made_by_topo_dask"  # column of the tables that we published
 LOCK = "lock.json"
+RECORD = "run.json"
 
 _AXES = {1: "x", 2: "y, x", 3: "z, y, x", 4: "channel, z, y, x", 5: "time, channel, z, y, x"}
 _SOURCES = "a path, a URL, a zarr array or a zarr store"
@@ -586,6 +587,14 @@ class Output:
         return path
 
     @property
+    def record(self) -> Path:
+        """Where a run may keep its record: it is published beside the chunks of the first array.
+
+        There no reader of zarr takes it for a member of a group.
+        """
+        return self._stage / RECORD
+
+    @property
     def identity(self) -> str:
         """A text that changes when `create` has made an array anew, empty as it then is."""
         return " ".join(path.read_text() for path in self._identities)
@@ -824,6 +833,11 @@ class Output:
         self._started = True
 
     def _replace(self, finished: Path) -> None:
+        names = [path.name.removeprefix("identity-") for path in self._identities]
+        arrays = [self._array_path, *(self._array_path.with_name(name) for name in names)]
+        place = next((path for path in arrays if path.is_dir()), None)
+        if place is not None and self.record.exists():  # a table has no place for it
+            shutil.copyfile(self.record, place / RECORD)
         if self.exists:
             if not (self.overwrite or self.resume):
                 raise OutputExists(
@@ -1070,5 +1084,6 @@ def load_table(
             "table",
             f"{_name(path)}, which is damaged ({error})",
             "a table as save_table writes it",
-            "Remove it and run the stage that makes it again.",
+            "If it is an intermediate file of a run, pass overwrite=True (--overwrite) to begin "
+            "anew: nothing of yours is lost.",
         ) from error

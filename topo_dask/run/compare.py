@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any
 
 import dask.array as da
 import numpy as np
@@ -25,7 +25,7 @@ from topo_dask.graph.measure import (
 )
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.run.execute import DaskEngine, open_engine
-from topo_dask.run.progress import progress_stream
+from topo_dask.run.progress import Display, progress_display
 from topo_dask.storage import open_array
 
 Volume = npt.NDArray[Any] | da.Array | zarr.Array[Any]
@@ -117,7 +117,7 @@ def compare(
             f"the shape of truth, {volumes[0].shape}",
             "Cut or pad one of them so that both cover the same voxels.",
         )
-    table = _contingency(*volumes, blocks, cluster, progress_stream(progress))
+    table = _contingency(*volumes, blocks, cluster, progress_display(progress))
     return scores(table, **settings)
 
 
@@ -154,7 +154,7 @@ def _volume(source: Any, argument: str) -> Volume:
 
 
 def _contingency(
-    truth: Volume, labels: Volume, blocks: Any, cluster: Any, stream: TextIO | None
+    truth: Volume, labels: Volume, blocks: Any, cluster: Any, display: Display | None
 ) -> Contingency:
     if isinstance(truth, da.Array) or isinstance(labels, da.Array):
         return _of_dask(truth, labels, blocks, cluster)
@@ -163,7 +163,7 @@ def _contingency(
     if isinstance(truth, np.ndarray) and isinstance(labels, np.ndarray):
         return sum_contingency(map(_of_block, items))
     voxels = [region.size for region in grid]
-    with open_engine(cluster, stream=stream) as engine:
+    with open_engine(cluster, display=display) as engine:
         tables = engine.run("compare", _of_block, items, voxels=voxels)
         return sum_contingency(table for _, table in tables)
 

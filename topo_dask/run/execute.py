@@ -8,30 +8,45 @@ task returns is small, the voxels stay on disk.
 from __future__ import annotations
 
 import concurrent.futures as cf
+import errno
 import heapq
 import multiprocessing
 import os
-import socket
 import threading
+import time
+import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
-from distributed import Client, LocalCluster, as_completed, get_client
+from distributed import Client, as_completed, get_client
 
-from topo_dask.errors import BackendUnavailable, InvalidArgument, TaskFailed, TopoError
+from topo_dask.errors import InvalidArgument, TaskFailed, TopoError
 from topo_dask.kernels.parallel import available_cores
-from topo_dask.run.progress import Progress
+from topo_dask.run.cluster import RunningCluster, start
+from topo_dask.run.cluster_options import ClusterOptions
+from topo_dask.run.progress import Display, Measured, Progress
 
 Cluster = Any
-"""``None``, a name, a ``tcp://`` address, a dask ``Client`` or an open `Engine`."""
-
-CLUSTERS = ("sync", "threads", "processes", "local", "tcp://HOST:PORT")
+"""``None``, a name, a ``tcp://`` address, `ClusterOptions`, a dask ``Client``, a
+`RunningCluster` or an open `Engine`."""
 
 WINDOW = 3
 """Tasks in flight per slot: one that runs, one that waits, one on its way."""
+
+TRIES = 3
+"""How often a task is tried whose store fails: what the network breaks may work again."""
+
+FOR_GOOD = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EFBIG, errno.ENAMETOOLONG),
+)
+"""Errors of a file system that a second try does not mend."""
+
+STORES = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "obstore", "requests", "s3fs")
+"""Libraries whose errors are those of a store far away."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +94,10 @@ class _Ready(Iterator[tuple[int, Any]]):
         number = heapq.heappop(self.ready)
         return number, self.items[number]
 
+    def again(self, number: int) -> None:
+        """An item is to be tried once more."""
+        heapq.heappush(self.ready, number)
+
     def finish(self, number: int) -> None:
         """An item is done: what waited for it may run."""
         self.finished[number] = 1
@@ -99,14 +118,19 @@ class Engine(ABC):
         What it is, for people.
     slots
         How many tasks it runs at once.
-    stream
+    display
         Where progress is shown; ``None`` for nowhere.
     """
 
-    def __init__(self, name: str, slots: int, stream: TextIO | None = None) -> None:
+    def __init__(self, name: str, slots: int, display: Display | None = None) -> None:
         self.name = name
         self.slots = max(1, slots)
-        self.stream = stream
+        self.display = display
+        self.recorder: Callable[[dict[str, Any]], None] | None = None
+
+    def about(self) -> str:
+        """What else there is to say while it works."""
+        return ""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name}, {self.slots} slots)"
@@ -149,24 +173,49 @@ class Engine(ABC):
         TaskFailed
             Anything else; stage and item are named and the original is its cause.
         """
-        bar = Progress(stage, len(items), sum(voxels or ()), self.stream)
+        bar = Progress(stage, len(items), sum(voxels or ()), self.display, self.about)
         ready = _Ready(items, order)
-        results = self._completed(function, ready)
+        results = self._completed(Measured(stage, function), ready)
         failed: tuple[BaseException, int] | None = None
+        tries: dict[int, int] = {}
         try:
             for number, result, error in results:
                 if error is not None:
+                    tries[number] = tries.get(number, 1) + 1
+                    if failed is None and may_pass(error) and tries[number] <= TRIES:
+                        bar.retries += 1
+                        time.sleep(0.1 * 4 ** (tries[number] - 2))
+                        ready.again(number)
+                        continue
                     failed = failed or (error, number)
                     ready.stopped = True
                     continue
                 ready.finish(number)
-                bar.step(voxels[number] if voxels is not None else 0)
-                yield number, result
+                value, usage = result
+                bar.step(voxels[number] if voxels is not None else 0, usage)
+                yield number, value
             if failed is not None:
                 _raise(failed[0], stage, items[failed[1]])
         finally:
             results.close()  # type: ignore[attr-defined]
             bar.close()
+            if self.recorder is not None:
+                self.recorder(bar.record())
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an error is one of a store that may be gone at a second try.
+
+    Examples
+    --------
+    >>> may_pass(ConnectionResetError()), may_pass(FileNotFoundError(2, "gone"))
+    (True, False)
+    """
+    if isinstance(error, TopoError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in FOR_GOOD and not isinstance(error, FileNotFoundError)
+    return type(error).__module__.split(".")[0] in STORES
 
 
 def _raise(error: BaseException, stage: str, item: Any) -> NoReturn:
@@ -183,8 +232,8 @@ def _raise(error: BaseException, stage: str, item: Any) -> NoReturn:
 class SyncEngine(Engine):
     """Runs tasks one after the other in the calling thread: for debugging and tests."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        super().__init__("sync", 1, stream)
+    def __init__(self, display: Display | None = None) -> None:
+        super().__init__("sync", 1, display)
 
     def _completed(
         self, function: Callable[[Any], Any], items: Iterator[tuple[int, Any]]
@@ -194,15 +243,15 @@ class SyncEngine(Engine):
                 result = function(item)
             except Exception as error:
                 yield number, None, error
-                return
+                continue
             yield number, result, None
 
 
 class PoolEngine(Engine):
     """Runs tasks on threads or processes of this machine, without any server."""
 
-    def __init__(self, name: str, pool: cf.Executor, slots: int, stream: TextIO | None) -> None:
-        super().__init__(name, slots, stream)
+    def __init__(self, name: str, pool: cf.Executor, slots: int, display: Display | None) -> None:
+        super().__init__(name, slots, display)
         self.pool = pool
 
     def _completed(
@@ -231,43 +280,77 @@ class PoolEngine(Engine):
 class DaskEngine(Engine):
     """Runs tasks on a dask cluster through its client."""
 
-    def __init__(self, client: Client, stream: TextIO | None) -> None:
-        threads = client.scheduler_info(n_workers=-1)["workers"].values()
-        slots = sum(worker["nthreads"] for worker in threads)
-        super().__init__(
-            str(client.scheduler.address if client.scheduler else "dask"), slots, stream
-        )
-        self.client = client
+    def __init__(
+        self, client: Client, display: Display | None, cluster: RunningCluster | None = None
+    ) -> None:
+        slots = sum(client.nthreads().values()) if cluster is None else cluster.slots
+        address = str(client.scheduler.address if client.scheduler else "dask")
+        system = None if cluster is None else cluster.options.system
+        named = address if system in (None, address) else f"{system} ({address})"
+        super().__init__(named, slots, display)
+        self.client, self.cluster = client, cluster
+        self.resources = {"GPU": 1} if system == "gpu" else None
+        self._futures: dict[Any, int] = {}
+        self._counted = (0.0, "")
+        if cluster is not None and cluster.jobs is not None:
+            cluster.jobs.on_trouble.append(self._stop)
+
+    def _stop(self) -> None:
+        """Nothing will come any more: what is waited for comes back as cancelled."""
+        self.client.cancel(list(self._futures))
+
+    def about(self) -> str:
+        """Workers that are there, jobs that wait or were lost."""
+        now = time.monotonic()
+        if now - self._counted[0] > 2:  # asking the scheduler takes its time too
+            parts = [f"{len(self.client.nthreads())} workers"]
+            if self.cluster is not None and self.cluster.jobs is not None:
+                jobs = self.cluster.jobs
+                parts += [jobs.waiting(), f"{jobs.lost} jobs lost" if jobs.lost else ""]
+            self._counted = now, "  ".join(filter(None, parts))
+        return self._counted[1]
+
+    @property
+    def _trouble(self) -> TopoError | None:
+        return None if self.cluster is None else self.cluster.trouble
 
     def _completed(
         self, function: Callable[[Any], Any], items: Iterator[tuple[int, Any]]
     ) -> Iterator[tuple[int, Any, BaseException | None]]:
-        numbers: dict[Any, int] = {}
+        numbers = self._futures = {}
         running = as_completed(loop=self.client.loop, with_results=False, raise_errors=False)
+        stage = getattr(function, "stage", "task")  # the dashboard shows it
 
         def fill_window() -> None:
-            while len(numbers) < WINDOW * self.slots:
+            while len(numbers) < WINDOW * self.slots and self._trouble is None:
                 number, item = next(items, (-1, None))
                 if number < 0:
                     return
-                future = self.client.submit(function, item, pure=False)
-                numbers[future.key] = number
+                key = f"{stage}-{uuid.uuid4().hex}"
+                future = self.client.submit(
+                    function, item, pure=False, key=key, resources=self.resources
+                )
+                numbers[future] = number
                 running.add(future)
 
+        if self._trouble is not None:
+            raise self._trouble
         fill_window()
         waiting: list[Any] = []
         try:
             for future in running:
                 waiting = [future]
-                number = numbers.pop(future.key)
+                number = numbers.pop(future)
                 error = future.exception() if future.status == "error" else None
                 if future.status == "cancelled":
-                    error = RuntimeError("the task was cancelled, or its scheduler was lost")
+                    lost = RuntimeError("the task was cancelled, or its scheduler was lost")
+                    error = self._trouble or lost
                 yield number, None if error else future.result(), error
                 fill_window()
         finally:
             running.clear()
-            self.client.cancel(waiting)
+            if self.client.status == "running":
+                self.client.cancel([*waiting, *numbers])
 
 
 def _end_with_parent() -> None:
@@ -282,46 +365,6 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
-def _dashboard_address() -> str:
-    """Port 8787 of loopback if it is free, else any: what is shown is for this machine's user."""
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", 8787))
-        except OSError:
-            return "127.0.0.1:0"
-    return "127.0.0.1:8787"
-
-
-def _local_client(stack: ExitStack, stream: TextIO | None) -> Client:
-    """A cluster of processes sized to the machine: one a core, threads only beyond 8 cores."""
-    cores = available_cores()
-    workers = min(cores, 8)
-    cluster = stack.enter_context(
-        LocalCluster(
-            n_workers=workers,
-            threads_per_worker=-(-cores // workers),
-            host="127.0.0.1",
-            dashboard_address=_dashboard_address(),
-        )
-    )
-    if stream is not None:
-        print(f"{workers} worker processes; dashboard: {cluster.dashboard_link}", file=stream)
-    client: Client = stack.enter_context(Client(cluster, set_as_default=False))
-    return client
-
-
-def _connected(address: str) -> Client:
-    try:
-        return Client(address, set_as_default=False, timeout="30s")
-    except (OSError, ValueError) as error:
-        raise BackendUnavailable(
-            "cluster",
-            f"{address!r}, where no dask scheduler answers ({error})",
-            "the address of a running dask scheduler",
-            "Start one with `dask scheduler`, or leave cluster out to use this machine.",
-        ) from error
-
-
 def _active_client() -> Client | None:
     try:
         client: Client = get_client()
@@ -331,7 +374,7 @@ def _active_client() -> Client | None:
 
 
 @contextmanager
-def open_engine(cluster: Cluster = None, *, stream: TextIO | None = None) -> Iterator[Engine]:
+def open_engine(cluster: Cluster = None, *, display: Display | None = None) -> Iterator[Engine]:
     """Get something to run tasks on, and close what was opened for it.
 
     Parameters
@@ -339,9 +382,10 @@ def open_engine(cluster: Cluster = None, *, stream: TextIO | None = None) -> Ite
     cluster
         ``None``: the active dask client if there is one, else ``"local"``. ``"local"``: a dask
         cluster of this machine's processes with its dashboard. ``"threads"`` or ``"processes"``:
-        a pool without any server. ``"sync"``: the calling thread. ``"tcp://..."``: a running dask
-        scheduler. A dask ``Client`` or an open engine is used as it is and left open.
-    stream
+        a pool without any server. ``"sync"``: the calling thread. ``"gpu"``, the name of a batch
+        system, ``"tcp://..."`` or `ClusterOptions`: see there. A dask ``Client``, a
+        `RunningCluster` or an open engine is used as it is and left open.
+    display
         Where to show progress.
 
     Raises
@@ -349,7 +393,7 @@ def open_engine(cluster: Cluster = None, *, stream: TextIO | None = None) -> Ite
     InvalidArgument
         Unknown name.
     BackendUnavailable
-        No scheduler at the address.
+        No scheduler at the address, no GPU, a batch system that refuses.
 
     Examples
     --------
@@ -363,29 +407,33 @@ def open_engine(cluster: Cluster = None, *, stream: TextIO | None = None) -> Ite
         if isinstance(cluster, Engine):
             yield cluster
         elif isinstance(cluster, Client):
-            yield DaskEngine(cluster, stream)
-        elif cluster == "sync":
-            yield SyncEngine(stream)
-        elif cluster == "threads":
-            cores = available_cores()
-            yield PoolEngine(
-                "threads", stack.enter_context(cf.ThreadPoolExecutor(cores)), cores, stream
-            )
-        elif cluster == "processes":
-            cores = available_cores()
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(
-                cf.ProcessPoolExecutor(cores, mp_context=context, initializer=_end_with_parent)
-            )
-            yield PoolEngine("processes", pool, cores, stream)
-        elif cluster == "local":
-            yield DaskEngine(_local_client(stack, stream), stream)
-        elif isinstance(cluster, str) and cluster.startswith(("tcp://", "tls://", "ucx://")):
-            yield DaskEngine(stack.enter_context(_connected(cluster)), stream)
+            yield DaskEngine(cluster, display)
+        elif isinstance(cluster, RunningCluster):
+            yield DaskEngine(cluster.client, display, cluster)
         else:
-            raise InvalidArgument(
-                "cluster",
-                repr(cluster),
-                f"one of {', '.join(CLUSTERS)}, or a dask Client",
-                "Leave it out to use the active dask client or this machine.",
-            )
+            options = cluster if isinstance(cluster, ClusterOptions) else ClusterOptions(cluster)
+            yield _opened(options, stack, display)
+
+
+def _opened(options: ClusterOptions, stack: ExitStack, display: Display | None) -> Engine:
+    if options.system not in ("sync", "threads", "processes"):
+        say = display.leave if display is not None else None
+        running = start(options, **({} if say is None else {"say": say}))
+        return DaskEngine(stack.enter_context(running).client, display, running)
+    if options.performance_report is not None:
+        raise InvalidArgument(
+            "performance_report",
+            f"{options.performance_report!r} with cluster {options.system!r}",
+            "it where dask has a scheduler",
+            "Use cluster local.",
+        )
+    if options.system == "sync":
+        return SyncEngine(display)
+    workers = options.workers or available_cores()
+    pool: cf.Executor
+    if options.system == "threads":
+        pool = cf.ThreadPoolExecutor(workers)
+    else:
+        context = multiprocessing.get_context("spawn")
+        pool = cf.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    return PoolEngine(options.system, stack.enter_context(pool), workers, display)

@@ -18,7 +18,7 @@ from dask.base import tokenize
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, MemoryStore
 
-from topo_dask.errors import InvalidType
+from topo_dask.errors import InvalidData, InvalidType
 from topo_dask.graph.check import check_axes
 from topo_dask.kernels.tables import InstanceTable
 from topo_dask.storage import AnyArray, create_array, open_array
@@ -127,10 +127,24 @@ def save_array(path: Path, array: npt.NDArray[Any]) -> None:
 
 
 def load_array(path: Path, *, memory_map: bool = False) -> npt.NDArray[Any]:
-    """Read an array that `save_array` wrote."""
-    loaded: npt.NDArray[Any] = np.load(
-        path, mmap_mode="r" if memory_map else None, allow_pickle=False
-    )
+    """Read an array that `save_array` wrote.
+
+    Raises
+    ------
+    InvalidData
+        The file is damaged or gone.
+    """
+    try:
+        loaded: npt.NDArray[Any] = np.load(
+            path, mmap_mode="r" if memory_map else None, allow_pickle=False
+        )
+    except (EOFError, FileNotFoundError, ValueError) as error:
+        raise InvalidData(
+            "work_dir",
+            f"{str(path)!r}, which is damaged or gone ({error})",
+            "intermediate files as the run left them",
+            "Nothing of yours is lost: pass overwrite=True (--overwrite) to begin anew.",
+        ) from error
     return loaded
 
 

@@ -256,7 +256,7 @@ def flows(
     if published_already(place, final, options):
         return RunResult(place.open(), place.path, _title(settings, grid), 0.0, {})
     began = time.monotonic()
-    with open_run(place, options) as run:
+    with open_run(place, options, settings) as run:
         read = stored(source, run.work, argument="labels")
         known = None if mask is None else stored(mask, run.work, argument="spatial_mask")
         chunks = (3, *output_chunks(grid.largest, grid.shape))

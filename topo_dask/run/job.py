@@ -16,7 +16,8 @@ from topo_dask.grid import BlockGrid, as_lengths
 from topo_dask.run.execute import Cluster, Engine, open_engine
 from topo_dask.run.files import BLOCK
 from topo_dask.run.ledger import Ledger
-from topo_dask.run.progress import progress_stream, readable_count, readable_time
+from topo_dask.run.progress import progress_display, readable_count, readable_time
+from topo_dask.run.record import Record
 from topo_dask.storage import AnyArray, Geometry, Output, voxel_geometry
 
 
@@ -113,12 +114,23 @@ def part_of_run(run: Run, name: str) -> PartOfRun:
 
 
 @contextmanager
-def open_run(output: Output, options: RunOptions) -> Iterator[Run]:
-    """Open the engine, lock the output, open the ledger."""
-    stream = progress_stream(options.progress)
+def open_run(output: Output, options: RunOptions, settings: Any = None) -> Iterator[Run]:
+    """Open the engine, lock the output, open the ledger and the record.
+
+    ``settings`` are for the record: what is computed.
+    """
+    display = progress_display(options.progress)
     # The engine first: where there is none, nothing is left behind.
-    with open_engine(options.cluster, stream=stream) as engine, output.lock():
-        yield Run(output, engine, Ledger(output.scratch))
+    with open_engine(options.cluster, display=display) as engine, output.lock():
+        work = output.scratch
+        about = {"output": output.path, "settings": settings, "blocks": options.blocks}
+        record = Record(output.record, about, repr(engine))
+        outer, engine.recorder = engine.recorder, record.add
+        try:
+            with record.watching():
+                yield Run(output, engine, Ledger(work))
+        finally:
+            engine.recorder = outer
 
 
 @dataclass(frozen=True)

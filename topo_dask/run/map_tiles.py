@@ -501,7 +501,7 @@ class _Work:
         if published_already(place, mark, self.options):
             return RunResult(place.open(), place.path, title, 0.0, {})
         began = time.monotonic()
-        with open_run(place, self.options) as run:
+        with open_run(place, self.options, self.settings) as run:
             ahead = WINDOW * run.engine.slots
             plan = self.plan(ahead, self._blocks_of_before(run, mark, ahead))
             job = TileJob(self.model, plan, self.settings, {})

@@ -303,7 +303,7 @@ def _on_disk(plan: _Plan, place: Output, options: RunOptions, *, check: bool) ->
         return RunResult(place.open(), place.path, plan.title, 0.0, {})
     began = time.monotonic()
     try:
-        with open_run(place, options) as run:
+        with open_run(place, options, plan.settings) as run:
             if check:
                 _check_files(run, plan.sources, mark)
             sources = [_stored(s, run.work) for s in plan.sources]

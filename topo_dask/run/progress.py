@@ -1,14 +1,21 @@
-"""One line a stage: blocks done, voxels a second, time left."""
+"""One line a stage, wherever someone looks on: a terminal, a batch log, a notebook."""
 
 from __future__ import annotations
 
+import html
+import os
+import resource
+import socket
 import sys
+import threading
 import time
-from dataclasses import dataclass, field
-from typing import TextIO
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TextIO
 
-QUIET_S = 10.0
-"""Where no terminal looks on (batch logs), one line every so many seconds."""
+QUIET_S = (10.0, 60.0)
+"""In batch logs, one line every so many seconds: at first, and of a stage that takes long."""
 
 
 def readable_count(number: float) -> str:
@@ -41,9 +48,140 @@ def readable_time(seconds: float) -> str:
     return f"{whole // 3600}:{whole % 3600 // 60:02d} h"
 
 
-@dataclass
+class Display(ABC):
+    """A place where a line can be shown and renewed."""
+
+    @abstractmethod
+    def show(self, text: str) -> None:
+        """Show a line in the place of the one shown before."""
+
+    @abstractmethod
+    def leave(self, text: str) -> None:
+        """Show a line that stays; the next comes below it."""
+
+    def pause(self, spent: float) -> float:
+        """Seconds to the next line, when a stage has taken so long."""
+        return 0.5
+
+
+class Terminal(Display):
+    """A line that renews itself."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.width = stream, 0
+
+    def show(self, text: str) -> None:
+        """Renew the line."""
+        self._write(f"\r\x1b[K{text}")
+
+    def leave(self, text: str) -> None:
+        """Let it stand."""
+        self._write(f"\r\x1b[K{text}\n")
+
+    def _write(self, text: str) -> None:
+        self.stream.write(text)
+        self.stream.flush()
+
+
+class Log(Display):
+    """Plain lines, now and then: where no terminal looks on."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def show(self, text: str) -> None:
+        """Write a line."""
+        self.stream.write(f"{text}\n")
+        self.stream.flush()
+
+    leave = show
+
+    def pause(self, spent: float) -> float:
+        """Rarely, and more rarely if it takes long."""
+        return min(max(QUIET_S[0], spent / 10), QUIET_S[1])
+
+
+class Notebook(Display):
+    """A text below a notebook's cell that renews itself."""
+
+    def __init__(self) -> None:
+        from IPython.display import HTML, display  # type: ignore[import-not-found,unused-ignore]
+
+        self.html, self.lines = HTML, list[str]()
+        self.handle: Any = display(self._page(""), display_id=True)  # type: ignore[no-untyped-call,unused-ignore]
+
+    def show(self, text: str) -> None:
+        """Renew the last line."""
+        self.handle.update(self._page(text))
+
+    def leave(self, text: str) -> None:
+        """Let it stand."""
+        self.lines.append(text)
+        self.show("")
+
+    def _page(self, last: str) -> Any:
+        text = html.escape("\n".join([*self.lines, last]).strip())
+        return self.html(f"<pre style='margin:0'>{text}</pre>")  # type: ignore[no-untyped-call,unused-ignore]
+
+
+def in_notebook() -> bool:
+    """Whether this runs in the kernel of a notebook."""
+    shell: Any = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return hasattr(shell, "kernel")
+
+
+def progress_display(progress: bool | None) -> Display | None:
+    """Where progress goes: ``None`` means to a terminal or notebook if one looks on."""
+    if progress is False:
+        return None
+    if in_notebook():
+        return Notebook()
+    if sys.stderr.isatty():
+        return Terminal(sys.stderr)
+    return Log(sys.stderr) if progress else None
+
+
+# ------------------------------------------------------------------------------------- tasks
+
+
+Usage = tuple[str, float, int, int, int]
+"""Of a task: process, seconds, bytes that the process had moved before and after, peak memory."""
+
+
+def bytes_moved() -> int:
+    """Bytes that this process has read and written so far, where the system tells (Linux)."""
+    try:
+        with open("/proc/self/io", "rb") as file:
+            lines = file.read().split(b"\n")
+    except OSError:
+        return 0
+    return int(lines[0].split()[1]) + int(lines[1].split()[1])
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had at once, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A block function that also says what it used."""
+
+    stage: str
+    function: Callable[[Any], Any]
+
+    def __call__(self, item: Any) -> tuple[Any, Usage]:
+        """Its result, and what this call used."""
+        began, before = time.perf_counter(), bytes_moved()
+        result = self.function(item)
+        seconds = time.perf_counter() - began
+        process = f"{socket.gethostname()}:{os.getpid()}"
+        return result, (process, seconds, before, bytes_moved(), peak_memory())
+
+
 class Progress:
-    """Shows how far a stage is, on a terminal as a line that renews itself.
+    """What a stage has done, shown as it goes on.
 
     Parameters
     ----------
@@ -51,58 +189,89 @@ class Progress:
         Its name.
     blocks, voxels
         How many there are to do; ``voxels`` 0 where they do not count.
-    stream
-        Where to write; ``None`` writes nothing.
+    display
+        Where to show it; ``None`` shows nothing.
+    about
+        Gives what else is to be said: how many workers there are, what is waited for.
     """
 
-    stage: str
-    blocks: int
-    voxels: int
-    stream: TextIO | None
-    done: int = 0
-    voxels_done: int = 0
-    started: float = field(default_factory=time.monotonic)
-    _shown: float = 0.0
+    def __init__(
+        self,
+        stage: str,
+        blocks: int,
+        voxels: int,
+        display: Display | None,
+        about: Callable[[], str] = str,
+    ) -> None:
+        self.stage, self.blocks, self.voxels = stage, blocks, voxels
+        self.display, self.about = display, about
+        self.done = self.voxels_done = self.bytes = self.peak = self.retries = 0
+        self.busy = 0.0
+        self.started = time.monotonic()
+        self._moved: dict[str, int] = {}
+        self._over = threading.Event()
+        self._thread: threading.Thread | None = None
+        if display is not None and blocks:
+            self._thread = threading.Thread(target=self._renew, name="progress", daemon=True)
+            self._thread.start()
 
-    def step(self, voxels: int) -> None:
+    def step(self, voxels: int, usage: Usage) -> None:
         """One block more is done."""
+        process, seconds, before, after, peak = usage
+        # Tasks of one process overlap: what it has moved since the last one counts once.
+        self.bytes += max(0, after - self._moved.get(process, before))
+        self._moved[process] = max(after, self._moved.get(process, 0))
+        self.peak, self.busy = max(self.peak, peak), self.busy + seconds
         self.done += 1
         self.voxels_done += voxels
-        if self.stream is None:
-            return
-        now = time.monotonic()
-        pause = 0.2 if self.stream.isatty() else QUIET_S
-        if now - max(self._shown, 0 if self.stream.isatty() else self.started) >= pause:
-            self._shown = now
-            self._write(self.line())
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return max(time.monotonic() - self.started, 1e-9)
 
     def line(self) -> str:
         """What is shown now."""
-        spent = max(time.monotonic() - self.started, 1e-9)
-        text = f"{self.stage:<8} {self.done}/{self.blocks} blocks"
+        spent = self.seconds
+        parts = [f"{self.stage:<8} {self.done}/{self.blocks} blocks"]
         if self.voxels:
-            text += f"  {readable_count(self.voxels_done / spent)} voxels/s"
+            parts.append(f"{readable_count(self.voxels_done / spent)} voxels/s")
+        if self.bytes:
+            parts.append(f"{readable_count(self.bytes / spent)}B/s")
         if 0 < self.done < self.blocks:
             left = spent * (self.blocks - self.done) / self.done
-            return f"{text}  {readable_time(left)} left"
-        return f"{text}  {readable_time(spent)}"
+            parts.append(f"{readable_time(left)} left")
+        else:
+            parts.append(readable_time(spent))
+        parts.append(self.about())
+        if self.retries:
+            parts.append(f"{self.retries} tried again")
+        return "  ".join(filter(None, parts))
+
+    def record(self) -> dict[str, Any]:
+        """The stage in the record of a run."""
+        return {
+            "stage": self.stage,
+            "blocks": self.blocks,
+            "done": self.done,
+            "seconds": round(self.seconds, 3),
+            "seconds_in_tasks": round(self.busy, 3),
+            "voxels": self.voxels_done,
+            "bytes_moved": self.bytes,
+            "peak_memory": self.peak,
+            "processes": len(self._moved),
+            "tried_again": self.retries,
+        }
 
     def close(self) -> None:
         """The stage is over: leave its last line standing."""
-        if self.stream is not None and self.blocks:
-            self._write(self.line())
-            if self.stream.isatty():
-                self.stream.write("\n")
-                self.stream.flush()
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        if self.display is not None and self.blocks:
+            self.display.leave(self.line())
 
-    def _write(self, text: str) -> None:
-        assert self.stream is not None
-        self.stream.write(f"\r\x1b[K{text}" if self.stream.isatty() else f"{text}\n")
-        self.stream.flush()
-
-
-def progress_stream(progress: bool | None) -> TextIO | None:
-    """Where progress goes: ``None`` means to a terminal if one looks on."""
-    if progress is None:
-        progress = sys.stderr.isatty()
-    return sys.stderr if progress else None
+    def _renew(self) -> None:
+        assert self.display is not None
+        while not self._over.wait(self.display.pause(self.seconds)):
+            self.display.show(self.line())

@@ -443,7 +443,7 @@ def segment(
     if published_already(place, final, options):
         return RunResult(place.open(), place.path, title, 0.0, {})
     began = time.monotonic()
-    with open_run(place, options) as run:
+    with open_run(place, options, settings) as run:
         job = SegmentJob(
             stored(field, run.work, argument="flows"),
             None if mask is None else stored(mask, run.work, argument="foreground"),

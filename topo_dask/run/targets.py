@@ -176,7 +176,7 @@ def flow_targets(
             place.open(FLOWS), place.path, title, 0.0, {}, class_fg=place.open(FOREGROUND)
         )
     began = time.monotonic()
-    with open_run(place, options) as run:
+    with open_run(place, options, methods) as run:
         read = stored(source, run.work, argument="labels", together=1)
         known = None if mask is None else stored(mask, run.work, argument="spatial_mask")
         arrays = _create(place, count, grid, dtype, zarr_format)
