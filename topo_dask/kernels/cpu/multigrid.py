@@ -109,8 +109,10 @@ def _coarse_system(
     """Sum the links and walls of the nodes of each box; links inside a box are gone.
 
     Replaces ``NOWHERE`` in ``parent`` by ``count``. To the boxes, nodes without one are wall.
+    ``weight`` has a row for each node, or one for all.
     """
     nodes = near.shape[0]
+    row = 1 if weight.shape[0] == nodes else 0
     for i in range(nodes):
         parent[i] = min(parent[i], np.uint32(count))
     coarse_near = np.full((count, 6), np.uint32(count), np.uint32)
@@ -124,7 +126,7 @@ def _coarse_system(
             j = near[i, d]
             if j == nodes or parent[j] == a:
                 continue
-            here = weight[i, d] * FARTHER if halved[d >> 1] else weight[i, d]
+            here = weight[row * i, d] * FARTHER if halved[d >> 1] else weight[row * i, d]
             if parent[j] == count:
                 coarse_wall[a] += here
             else:
@@ -135,14 +137,10 @@ def _coarse_system(
 
 
 @compiled
-def _lone_nodes(weight: Any, near: Any, wall: Any) -> Any:
-    nodes = near.shape[0]
-    lone = np.empty(nodes, np.bool_)
-    for i in range(nodes):
-        links = 0.0
-        for d in range(6):
-            links += weight[i, d] if near[i, d] != nodes else 0.0
-        lone[i] = wall[i] >= LONE * links
+def _lone_nodes(wall: Any, diagonal: Any) -> Any:
+    lone = np.empty(wall.size, np.bool_)
+    for i in range(wall.size):
+        lone[i] = wall[i] >= LONE * (diagonal[i] - wall[i])
     return lone
 
 
@@ -155,45 +153,42 @@ def _halved(lengths: Any) -> Any:
 
 
 @compiled
-def coarser_levels(near: Any, weight: Any, wall: Any, nodes: Any, lengths: Any) -> Any:
+def coarser_levels(near: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any) -> Any:
     """Make the levels below the first: a list of (near, weight, 1/diagonal, parent, u, right).
 
-    ``parent`` of a level tells its nodes' boxes on the next; the first of the result is that of
-    the first level. The arrays of solutions have a last node that is always 0, which is where
-    missing neighbours and parents point to.
+    Gives first the ``parent`` of the first level: a level's ``parent`` tells its nodes' boxes, the
+    nodes of the next level. The arrays of solutions have a last node that is always 0, which is
+    where missing neighbours and parents point to.
 
     Parameters
     ----------
     near
         uint32 ``[N,6]``: neighbours z-, z+, y-, y+, x-, x+, N where there is none.
     weight
-        ``[N,6]``: of those links.
-    wall
-        ``[N]``: weight of the links to the value 0.
+        ``[1,6]``: of those links.
+    wall, diagonal
+        ``[N]``: weight of the links to the value 0; of these and all links.
     nodes
-        The first node of each row of equal (z, y) and the end, z and y of the rows; x of the nodes.
-    lengths
-        ``[3]``: distance of nodes along z, y, x.
+        The first node of each row of equal (z, y), and the end; z and y of the rows; x of the
+        nodes; distance of nodes along z, y, x.
     """
-    first, zs, ys, xs = nodes
-    rows = (first, zs, ys)
-    lengths = lengths.copy()
+    rows, xs, lengths = (nodes[0], nodes[1], nodes[2]), nodes[3], nodes[4].copy()
     parent = np.full(near.shape[0], NOWHERE, np.uint32)
     halved = _halved(lengths)
-    rows, xs = _boxes(rows, xs, _lone_nodes(weight, near, wall), halved, parent)
+    rows, xs = _boxes(rows, xs, _lone_nodes(wall, diagonal), halved, parent)
     near, sums, wall = _coarse_system(near, weight, wall, parent, xs.size, halved)
     first_parent = parent
     levels = [(near, sums, wall, parent, wall, wall)]
-    levels.pop()
+    levels.pop()  # only now does numba know what it is a list of
     while xs.size > 0:
+        diagonal = wall.copy()
+        for i in range(xs.size):
+            diagonal[i] += sums[i].sum()
         parent = np.full(xs.size, NOWHERE, np.uint32)
         halved = _halved(lengths)
-        rows, coarse_xs = _boxes(rows, xs, _lone_nodes(sums, near, wall), halved, parent)
-        inverse = np.empty(xs.size)
-        for i in range(xs.size):
-            inverse[i] = 1 / (wall[i] + sums[i].sum())
+        rows, coarse_xs = _boxes(rows, xs, _lone_nodes(wall, diagonal), halved, parent)
         u, right = np.zeros(xs.size + 1), np.zeros(xs.size + 1)
-        levels.append((near, sums, inverse, parent, u, right))
+        levels.append((near, sums, 1.0 / diagonal, parent, u, right))
         near, sums, wall = _coarse_system(near, sums, wall, parent, coarse_xs.size, halved)
         xs = coarse_xs
     return first_parent, levels

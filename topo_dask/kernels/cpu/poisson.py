@@ -112,43 +112,55 @@ def _gather(local: Any, count: int, voxels: Any, place: Any) -> Any:
 def _assemble(mine: Any, grid: Any, steps: Any, weights: Any, system: Any) -> bool:
     """Fill in the links, walls and right side of one instance; tell whether a face is closed."""
     local, place, annotated, field = grid
-    near, wall, right = system
+    near, wall, diagonal, right, u = system
+    nodes = mine.size
     number = local[mine[0]]
+    masked = annotated.size > 0
     closed = False
-    for i in range(mine.size):
+    for i in range(nodes):
         at = mine[i]
-        right[i] = 1.0
-        wall[i] = 0.0
+        u[i] = field[at]
+        walls, links, source = 0.0, 0.0, 1.0
         for d in range(6):
             j = at + steps[d]
-            near[i, d] = mine.size
             other = local[j]
             if other == number:
                 near[i, d] = place[j]
-            elif other == BEYOND:
+                links += weights[d >> 1]
+                continue
+            near[i, d] = nodes
+            if other == BEYOND:
                 if np.isnan(field[j]):
                     closed = True
                 else:
-                    wall[i] += weights[d >> 1]
-                    right[i] += weights[d >> 1] * field[j]
-            elif annotated.size > 0 and not annotated[j]:
+                    walls += weights[d >> 1]
+                    source += weights[d >> 1] * field[j]
+            elif masked and not annotated[j]:
                 closed = True
             else:
-                wall[i] += weights[d >> 1]
+                walls += weights[d >> 1]
+        wall[i], diagonal[i], right[i] = walls, walls + links, source
     return closed
 
 
 @compiled
-def _take_out_closed_pieces(near: Any, wall: Any, right: Any, u: Any) -> None:
-    """Pieces that touch no wall have no solution: make each of their voxels u = 0 by itself."""
+def _reach(near: Any, wall: Any, reached: Any) -> int:
+    """Mark the voxels that links join to a wall; give how many there are."""
     nodes = wall.size
-    reached = np.zeros(nodes + 1, np.bool_)
-    reached[nodes] = True
-    stack = np.empty(nodes, np.int64)
+    count = 0
+    for i in range(nodes):
+        before = reached[near[i, 0]] or reached[near[i, 2]] or reached[near[i, 4]]
+        reached[i] = wall[i] > 0 or before
+    for i in range(nodes - 1, -1, -1):
+        after = reached[near[i, 1]] or reached[near[i, 3]] or reached[near[i, 5]]
+        reached[i] = reached[i] or after
+        count += reached[i]
+    if count == nodes:
+        return count
+    stack = np.empty(nodes, np.int64)  # the two passes see no path with several bends
     height = 0
     for i in range(nodes):
-        if wall[i] > 0:
-            reached[i] = True
+        if reached[i]:
             stack[height] = i
             height += 1
     while height > 0:
@@ -156,16 +168,26 @@ def _take_out_closed_pieces(near: Any, wall: Any, right: Any, u: Any) -> None:
         i = stack[height]
         for d in range(6):
             j = near[i, d]
-            if not reached[j]:
+            if j != nodes and not reached[j]:
                 reached[j] = True
+                count += 1
                 stack[height] = j
                 height += 1
+    return count
+
+
+@compiled
+def _take_out_closed_pieces(system: Any) -> None:
+    """Pieces that touch no wall have no solution: make each of their voxels u = 0 by itself."""
+    near, wall, diagonal, right, u = system
+    nodes = wall.size
+    reached = np.zeros(nodes + 1, np.bool_)
+    if _reach(near, wall, reached) == nodes:
+        return
     for i in range(nodes):
         if not reached[i]:
             near[i] = nodes
-            wall[i] = 1.0
-            right[i] = 0.0
-            u[i] = 0.0
+            wall[i], diagonal[i], right[i], u[i] = 1.0, 1.0, 0.0, 0.0
 
 
 @compiled
@@ -196,28 +218,22 @@ def _solve_instances(
     starts, voxels = sorted_voxels
     weights, lengths, tolerance, most = how
     field = grid[3]
+    links = np.empty((1, 6))
+    for d in range(6):
+        links[0, d] = weights[d >> 1]
     for number in numbers:
         mine = voxels[starts[number] : starts[number + 1]]
         nodes = mine.size
         near = np.empty((nodes, 6), np.uint32)
-        wall, right = np.empty(nodes), np.empty(nodes)
+        wall, diagonal, right = np.empty(nodes), np.empty(nodes), np.empty(nodes)
         u = np.zeros(nodes + 1)
-        for i in range(nodes):
-            u[i] = field[mine[i]]
-        if _assemble(mine, grid, steps, weights, (near, wall, right)):
-            _take_out_closed_pieces(near, wall, right, u)
-        weight = np.empty((nodes, 6))
-        for d in range(6):
-            weight[:, d] = weights[d >> 1]
-        diagonal = wall.copy()
-        for i in range(nodes):
-            for d in range(6):
-                diagonal[i] += weights[d >> 1] if near[i, d] != nodes else 0.0
-        parent, levels = coarser_levels(
-            near, weight, wall, _rows(mine, shape[1], shape[2]), lengths
-        )
-        system = (near, 1.0 / diagonal, diagonal, weights)
-        taken[number] = solve(system, parent, levels, u, right, tolerance, most)
+        system = (near, wall, diagonal, right, u)
+        if _assemble(mine, grid, steps, weights, system):
+            _take_out_closed_pieces(system)
+        rows = _rows(mine, shape[1], shape[2])
+        parent, levels = coarser_levels(near, links, wall, diagonal, (*rows, lengths))
+        solver = (near, 1.0 / diagonal, diagonal, weights)
+        taken[number] = solve(solver, parent, levels, u, right, tolerance, most)
         for i in range(nodes):
             field[mine[i]] = u[i]
 
@@ -254,12 +270,26 @@ def _solve(domain: _Domain, spacing: Spacing, tolerance: float, threads: int) ->
 
 
 @compiled
+def _change(before: float, here: float, after: float, tolerance: float) -> Any:
+    """Twice the difference; of one side where NaN says that the other is closed."""
+    sides = 1.0
+    if np.isnan(before):
+        before, sides = here, 2.0
+    if np.isnan(after):
+        after, sides = here, 2.0
+    change = after - before
+    return 0.0 if abs(change) <= tolerance * (after + before) else sides * change
+
+
+@compiled
 def _look(at: int, number: int, grid: Any) -> Any:
     """The u of a neighbour as an instance sees it: 0 in another, NaN where nothing flows."""
     local, annotated, field = grid
-    if local[at] == number or local[at] == BEYOND:
-        return field[at]
-    return np.nan if annotated.size > 0 and not annotated[at] else 0.0
+    other = local[at]
+    if annotated.size > 0 and not annotated[at] and other != number and other != BEYOND:
+        return np.nan
+    value = field[at]
+    return value if other == number or other == BEYOND else 0.0
 
 
 @compiled
@@ -269,38 +299,30 @@ def _write_flow(
     """Write the unit vectors of some planes of the core."""
     local, _, field = grid
     rows, width = shape[1], shape[2]
-    steps = (rows * width, width, 1)
-    gradient = np.zeros(3)
+    area = rows * width
+    pz, py, px = 1 / spacing[0], 1 / spacing[1], 1 / spacing[2]
     for z in range(planes[0], planes[1]):
         for y in range(flow.shape[2]):
+            first = ((z + core[0] + 1) * rows + y + core[1] + 1) * width + core[2] + 1
             for x in range(flow.shape[3]):
-                at = ((z + core[0] + 1) * rows + y + core[1] + 1) * width + x + core[2] + 1
-                number = local[at]
-                if number == 0:
+                at = first + x
+                k = local[at]
+                if k == 0:
                     continue
                 here = field[at]
-                for axis in range(3):
-                    before = _look(at - steps[axis], number, grid)
-                    after = _look(at + steps[axis], number, grid)
-                    apart = 2.0
-                    if np.isnan(before):
-                        before = here
-                        apart = 1.0
-                    if np.isnan(after):
-                        after = here
-                        apart = 1.0
-                    change = after - before
-                    if abs(change) <= tolerance * (after + before):
-                        change = 0.0
-                    gradient[axis] = change / (apart * spacing[axis])
-                largest = max(abs(gradient[0]), abs(gradient[1]), abs(gradient[2]))
-                if largest == 0:
+                z0, z1 = _look(at - area, k, grid), _look(at + area, k, grid)
+                y0, y1 = _look(at - width, k, grid), _look(at + width, k, grid)
+                x0, x1 = _look(at - 1, k, grid), _look(at + 1, k, grid)
+                a = _change(z0, here, z1, tolerance) * pz
+                b = _change(y0, here, y1, tolerance) * py
+                c = _change(x0, here, x1, tolerance) * px
+                square = a * a + b * b + c * c
+                if square == 0:
                     continue
-                a, b, c = gradient[0] / largest, gradient[1] / largest, gradient[2] / largest
-                norm = np.sqrt(a * a + b * b + c * c)
-                flow[0, z, y, x] = np.float32(a / norm)
-                flow[1, z, y, x] = np.float32(b / norm)
-                flow[2, z, y, x] = np.float32(c / norm)
+                unit = 1 / np.sqrt(square)
+                flow[0, z, y, x] = a * unit
+                flow[1, z, y, x] = b * unit
+                flow[2, z, y, x] = c * unit
 
 
 def _flow(
