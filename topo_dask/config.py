@@ -186,3 +186,31 @@ class SegmentSettings:
         text = "a whole number >= 0"
         number("min_size", self.min_size, lambda v: v >= 0, text, whole=True, default=50)
         choice("group", self.group, GROUPS)
+
+
+@dataclass(frozen=True)
+class RefineSettings:
+    """What is done with instances once they are found.
+
+    Parameters
+    ----------
+    flow_error_threshold
+        Instances whose flow is farther than this from the direct flow are dropped; 0 drops none.
+    fill_holes
+        Whether background that one instance encloses becomes its own.
+
+    Examples
+    --------
+    >>> RefineSettings().fill_holes
+    False
+    """
+
+    flow_error_threshold: float = 0.0
+    fill_holes: bool = False
+
+    def __post_init__(self) -> None:
+        text = "a number >= 0, where 0 drops nothing"
+        check, name = (lambda v: v >= 0), "flow_error_threshold"
+        number(name, self.flow_error_threshold, check, text, default=0.0)
+        if not isinstance(self.fill_holes, bool):
+            raise InvalidType("fill_holes", repr(self.fill_holes), "True or False")

@@ -576,16 +576,6 @@ class Output:
         identity.write_text(uuid.uuid4().hex)
         return array
 
-    def folder(self, name: str, *, zarr_format: ZarrFormat = 3) -> Path:
-        """A folder of a result that is a group, for files that are no arrays.
-
-        It is a group too: zarr warns of what is none wherever it lists a group.
-        """
-        self._start()
-        path = self._array_path.with_name(name)
-        zarr.open_group(store=str(path), mode="a", zarr_format=zarr_format)
-        return path
-
     @property
     def record(self) -> Path:
         """Where a run may keep its record: it is published beside the chunks of the first array.

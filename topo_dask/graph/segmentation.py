@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from topo_dask.classes import ClassInstances, classes_of, names_of_classes, postprocess_config
-from topo_dask.config import number
+from topo_dask.config import RefineSettings
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import (
@@ -123,8 +123,7 @@ def run_instance_segmentation(
     """
     check_probabilities(semantic_pred, argument="semantic_pred")
     check_class_flows(flow_pred, semantic_pred, argument="flow_pred", of="semantic_pred")
-    text = "a number >= 0, where 0 drops nothing"
-    number("flow_error_threshold", flow_error_threshold, lambda v: v >= 0, text, default=0.0)
+    RefineSettings(flow_error_threshold)
     count = int(semantic_pred.shape[0])
     methods = instance_methods(class_names, count, class_config, resolution_nm)
     lazy = isinstance(semantic_pred, da.Array) or isinstance(flow_pred, da.Array)

@@ -410,6 +410,34 @@ def merge_instances(tables: Sequence[InstanceTable]) -> InstanceTable:
     return sum_instances([t.ids for t in tables], tables)
 
 
+def rename_instances(table: InstanceTable, ids: UInt64) -> InstanceTable:
+    """The same voxels under other ids, several rows of which may be one; id 0 drops out.
+
+    Examples
+    --------
+    >>> low = np.zeros((2, 3), np.int64)
+    >>> table = InstanceTable(np.array([4, 5], "u8"), np.array([2, 3]), low, low, low + 1)
+    >>> rename_instances(table, np.array([1, 1], "u8")).voxels
+    array([5])
+    """
+    kept = ids != 0
+    new, order, starts = _groups(ids[kept])
+    return InstanceTable(
+        new,
+        _reduce(np.add, table.voxels[kept], order, starts),
+        _reduce(np.add, table.sums[kept], order, starts),
+        _reduce(np.minimum, table.lo[kept], order, starts),
+        _reduce(np.maximum, table.hi[kept], order, starts),
+    )
+
+
+def rename_ends(table: EndTable, ids: UInt64) -> EndTable:
+    """The same particles under other ids, several rows of which may be one; id 0 drops out."""
+    kept = ids != 0
+    columns = (table.counts[kept], table.whole[kept], table.rest[kept])
+    return merge_ends([EndTable(ids[kept], *columns)])
+
+
 def sum_instances(ids: Sequence[UInt64], tables: Iterable[InstanceTable]) -> InstanceTable:
     """One table of several that come one after the other: no two need be in memory.
 

@@ -145,6 +145,14 @@ def write_block(task: ChainTask) -> int:
     return 0
 
 
+def follow(chain: Chain, steps: Sequence[Step]) -> View:
+    """Do the steps one after the other; the labels in the end are in scratch."""
+    view = chain.base
+    for step in steps:
+        view = step(chain, view, False)
+    return view
+
+
 def run_steps(chain: Chain, steps: Sequence[Step]) -> View:
     """Do the steps one after the other; the labels in the end are the output's array."""
     view = chain.base

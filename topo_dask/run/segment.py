@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from topo_dask.config import SegmentSettings, number
+from topo_dask.config import RefineSettings, SegmentSettings, number
 from topo_dask.graph.check import check_flow, check_mask, check_same_shape
 from topo_dask.graph.merge import (
     Owned,
@@ -26,6 +26,7 @@ from topo_dask.graph.merge import (
     paint,
     reach_of,
 )
+from topo_dask.graph.segmentation import foreground_of_class
 from topo_dask.graph.track import (
     Particles,
     advance,
@@ -37,7 +38,7 @@ from topo_dask.graph.track import (
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.tables import CellTable
-from topo_dask.run.chain import Chain, Step, View, run_steps
+from topo_dask.run.chain import Chain, Step, View, follow
 from topo_dask.run.contacts import join_step
 from topo_dask.run.evidence import FOLDER
 from topo_dask.run.evidence import keep_evidence as keep_evidence_of
@@ -59,8 +60,18 @@ from topo_dask.run.job import (
     speed,
 )
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.measured import TABLE, TABLES, MeasuredInstances, load_measured
 from topo_dask.run.orphans import orphan_step
 from topo_dask.run.pieces import split_step
+from topo_dask.run.refine import (
+    Measures,
+    Target,
+    check_flows,
+    finish,
+    measure,
+    measure_labels,
+    table_place,
+)
 from topo_dask.storage import AnyArray, load_table, output_chunks, save_table
 
 HALO = 32
@@ -87,10 +98,7 @@ class SegmentJob:
     halo: int
     work: Path
     out: AnyArray | None = None
-    parts: bool = False
-
-    # ``parts``: whether the labels that are written first are numbers of the owners' components,
-    # each of which belongs to one instance, and steps follow that make instances of them.
+    name: str | None = None  # the class, where the foreground is its probability
 
     @property
     def radius(self) -> float:
@@ -111,14 +119,22 @@ class SegmentJob:
         """The foreground of a block."""
         core = self.grid.region(block)
         if self.foreground is not None:
-            inside: npt.NDArray[np.bool_] = (
-                np.asarray(self.foreground[core.slices]) > self.threshold
-            )
-            return inside
+            values = np.asarray(self.foreground[core.slices])
+            if self.name is not None:
+                return foreground_of_class(
+                    values, core, self.name, threshold=self.threshold, argument="probabilities"
+                )
+            return np.asarray(values > self.threshold)
         moving: npt.NDArray[np.bool_] = (
             np.asarray(self.flow[(slice(None), *core.slices)]) != 0
         ).any(axis=0)
         return moving
+
+    def load_mask(self, block: int) -> npt.NDArray[np.bool_]:
+        """The foreground of a block that has been tracked."""
+        core = self.grid.region(block)
+        packed = load_array(self.file("mask", block))
+        return np.unpackbits(packed, count=core.size).astype(bool).reshape(core.shape)
 
     def file(self, kind: str, block: int, suffix: str = "npy") -> Path:
         """Where a block's data of some kind is."""
@@ -300,19 +316,17 @@ def number_all(task: Task) -> tuple[int, int]:
         edges,
         min_size=job.settings.min_size,
     )
-    number = numbering.parts if job.parts else numbering.of
     for owner in task.others:
-        save_array(job.file("labels", owner), number(_load_owned(job, owner).roots))
-    if job.parts:
-        close = np.concatenate([np.zeros((0, 2), np.int64), *edges])
-        save_array(job.work / "parts" / "close.npy", numbering.parts(close))
-        save_array(job.work / "parts" / "names.npy", numbering.names)
-        save_array(job.work / "parts" / "voxels.npy", numbering.voxels)
+        save_array(job.file("labels", owner), numbering.parts(_load_owned(job, owner).roots))
+    close = np.concatenate([np.zeros((0, 2), np.int64), *edges])
+    save_array(job.work / "parts" / "close.npy", numbering.parts(close))
+    save_array(job.work / "parts" / "names.npy", numbering.names)
+    save_array(job.work / "parts" / "voxels.npy", numbering.voxels)
     return numbering.instances, int(numbering.voxels[numbering.labels > 0].sum())
 
 
 def label_block(task: Task) -> None:
-    """Stage labels: a block's labels, or parts of instances, into their array."""
+    """Stage labels: a block's parts of instances into their array, and what there is of each."""
     job, core = task.job, task.job.grid.region(task.block)
     cells = CellTable(**load_table(job.file("cells", task.block, "npz"))).cells
     of_cell = np.zeros(len(cells), dtype=np.uint64)
@@ -322,11 +336,12 @@ def label_block(task: Task) -> None:
         labels = load_array(job.file("labels", owner))
         mine = owners == owner
         of_cell[mine] = labels[np.searchsorted(known, cells[mine])]
-    packed = load_array(job.file("mask", task.block))
-    mask = np.unpackbits(packed, count=core.size).astype(bool).reshape(core.shape)
+    mask = job.load_mask(task.block)
     assert job.out is not None
     out = paint(mask, load_array(job.file("index", task.block)), of_cell, job.out.dtype)
     job.out[core.slices] = out
+    ends = job.file("ends", task.block)
+    measure_labels(job.file("measure", task.block, "npz"), out, mask, core, ends)
 
 
 def _merge(
@@ -352,9 +367,20 @@ def _merge(
         tasks.append(Task(job, owner, others=later))
     run.ledger.run(run.engine, "edges", cell_mark, edges_of_block, tasks)
     everything = [Task(job, 0, others=tuple(having))]
-    mark = fingerprint(number_mark, "parts") if job.parts else number_mark
-    ((instances, voxels),) = run.ledger.run(run.engine, "number", mark, number_all, everything)
+    ((instances, voxels),) = run.ledger.run(
+        run.engine, "number", number_mark, number_all, everything
+    )
     return int(instances), int(voxels)
+
+
+@dataclass(frozen=True, repr=False)
+class SegmentResult(RunResult):
+    """What `segment` made: ``array`` are the labels."""
+
+    @property
+    def instances(self) -> MeasuredInstances:
+        """The table of instances, read from ``output/instances/table.npz``."""
+        return load_measured(self.path / TABLES / TABLE)
 
 
 def segment(
@@ -368,6 +394,8 @@ def segment(
     convergence_radius: float = 4.0,
     min_size: int = 50,
     group: int = 1,
+    flow_error_threshold: float = 0.0,
+    fill_holes: bool = False,
     keep_evidence: bool = False,
     halo: int = HALO,
     blocks: Any = None,
@@ -377,7 +405,7 @@ def segment(
     cluster: Any = None,
     progress: bool | None = None,
     zarr_format: int = 3,
-) -> RunResult:
+) -> SegmentResult:
     """Make instance labels of a flow field that need not fit in memory.
 
     Parameters
@@ -397,6 +425,11 @@ def segment(
         See `cluster_convergence`.
     group
         1, convex objects; 2, elongated ones; 3, thin ones: see `postprocess_single`.
+    flow_error_threshold
+        Above 0: instances whose flow is farther than this from the direct flow are dropped, see
+        `remove_bad_flow_masks`.
+    fill_holes
+        Give background that one instance encloses to it, see `topo_dask.fill_holes`.
     keep_evidence
         Keep in ``output/evidence`` what `relabel` needs to make other labels in seconds: the part
         of every voxel (about the size of the labels on disk) and a table of joins (57 bytes for
@@ -409,9 +442,11 @@ def segment(
 
     Returns
     -------
-    RunResult
+    SegmentResult
         ``.array`` is the zarr array of labels, ``output/s0``: 0 background, 1..K by smallest
-        convergence cell, the same for any blocks, halo and cluster.
+        convergence cell, the same for any blocks, halo and cluster. ``.instances`` is the table
+        of instances (size, box, centroid, faces of the volume that it touches, convergence point,
+        flow error), also for spreadsheets: ``output/instances/table.csv``.
 
     Raises
     ------
@@ -430,8 +465,11 @@ def segment(
     ... )
     >>> made.array[0, 0]
     array([1, 1, 1, 1, 2, 2, 2, 2], dtype=uint32)
+    >>> made.instances.centroid[:, 2], made.instances.convergence[:, 2]
+    (array([1.5, 5.5]), array([1.5, 5.5]))
     """
     settings = SegmentSettings(n_steps, step_size, convergence_radius, min_size, group)
+    refine = RefineSettings(flow_error_threshold, fill_holes)
     number("halo", halo, lambda v: v >= 0, "a whole number >= 0", whole=True, default=HALO)
     options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
     field, mask = _open_inputs(flows, foreground, threshold)
@@ -439,9 +477,9 @@ def segment(
     place = options.output(output, [field, mask])
     marks = _fingerprints(field, mask, threshold, settings, grid, halo)
     title = f"Instances of {'x'.join(map(str, grid.shape))} voxels"
-    final = fingerprint(marks[2], bool(keep_evidence), zarr_format)
+    final = fingerprint(marks[2], refine, bool(keep_evidence), zarr_format)
     if published_already(place, final, options):
-        return RunResult(place.open(), place.path, title, 0.0, {})
+        return SegmentResult(place.open(), place.path, title, 0.0, {})
     began = time.monotonic()
     with open_run(place, options, settings) as run:
         job = SegmentJob(
@@ -453,12 +491,14 @@ def segment(
             int(halo),
             run.work,
         )
-        details = _run_stages(run, job, marks, zarr_format, final if keep_evidence else None)
+        kept = final if keep_evidence else None
+        prepared = prepare(run, job, marks, refine, zarr_format=zarr_format, evidence=kept)
+        details = _write_all(prepared, refine)
         geometry = geometry_of(field if mask is None else mask)
         array = place.publish_labels(geometry=geometry, attributes={"fingerprint": final})
     seconds = time.monotonic() - began
     details |= {"speed": speed(grid_voxels(grid), seconds), "ran on": run.engine.name}
-    return RunResult(array, place.path, title, seconds, details)
+    return SegmentResult(array, place.path, title, seconds, details)
 
 
 def grid_voxels(grid: BlockGrid) -> int:
@@ -493,45 +533,90 @@ def _fingerprints(
     return track, cells, fingerprint(cells, "number", settings.min_size, settings.group)
 
 
-def _run_stages(
-    run: Run, job: SegmentJob, marks: tuple[str, str, str], zarr_format: int, evidence: str | None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Prepared:
+    """A segmentation whose instances are known and not written yet.
+
+    Parameters
+    ----------
+    chain, view, job, measures
+        What is written.
+    particles, rounds
+        How many were tracked, and in how many rounds.
+    dropped
+        How many instances the flow check dropped; ``None`` without a check.
+    """
+
+    chain: Chain
+    view: View
+    job: SegmentJob
+    measures: Measures
+    particles: int
+    rounds: int
+    dropped: int | None = None
+
+
+def prepare(
+    run: Run,
+    job: SegmentJob,
+    marks: tuple[str, str, str],
+    refine: RefineSettings,
+    *,
+    zarr_format: int,
+    evidence: str | None = None,
+) -> Prepared:
     """Everything up to the labels; ``evidence`` is the fingerprint that what is kept bears."""
-    steps = steps_of(job, evidence is not None)
-    in_parts = bool(steps) or evidence is not None
-    job = replace(job, parts=in_parts)
     counts, came_home, rounds = _track(run, job, marks[0])
     instances, voxels = _merge(run, job, came_home, marks)
-    out, identity = _first_labels(run, job, instances, zarr_format, evidence is not None)
+    out, identity = _parts_array(run, job, zarr_format, evidence is not None)
     tasks = [Task(replace(job, out=out), n) for n in range(len(job.grid))]
     sizes = [region.size for region in job.grid]
-    mark = fingerprint(marks[2], in_parts, identity)
+    mark = fingerprint(marks[2], identity)
     run.ledger.run(run.engine, "labels", mark, label_block, tasks, voxels=sizes)
-    if in_parts:
-        base = View(out, instances, voxels, mark, names=run.work / "parts" / "names.npy")
-        chain = Chain(run, job.grid, base, zarr_format)
-        if evidence is not None:
-            _keep(chain, job, evidence)
-        made = run_steps(chain, steps)
-        instances, voxels = made.instances, made.voxels
-    return {
-        "instances": instances,
-        "foreground": f"{sum(counts)} voxels, {voxels} of them labelled",
+    base = View(out, instances, voxels, mark, names=run.work / "parts" / "names.npy")
+    chain = Chain(run, job.grid, base, zarr_format)
+    if evidence is not None:
+        _keep(chain, job, evidence)
+    view = follow(chain, steps_of(job, evidence is not None))
+    measures, dropped = measure(chain, view, job), None
+    if refine.flow_error_threshold > 0:
+        found = view.instances
+        view, measures = check_flows(chain, view, job, measures, refine.flow_error_threshold)
+        dropped = found - view.instances
+    return Prepared(chain, view, job, measures, sum(counts), rounds, dropped)
+
+
+def write(prepared: Prepared, target: Target, refine: RefineSettings) -> dict[str, Any]:
+    """Write labels and table of a prepared segmentation; gives what is worth knowing."""
+    view, job = prepared.view, prepared.job
+    filled = finish(
+        prepared.chain, view, job, prepared.measures, target, fill_holes=refine.fill_holes
+    )
+    details: dict[str, Any] = {
+        "instances": view.instances,
+        "foreground": f"{prepared.particles} voxels, {view.voxels} of them labelled",
         "blocks": repr(job.grid),
-        "rounds": f"{rounds} with a halo of {job.halo}",
+        "rounds": f"{prepared.rounds} with a halo of {job.halo}",
     }
+    if prepared.dropped is not None:
+        details["flow check"] = f"{prepared.dropped} instances dropped"
+    if refine.fill_holes:
+        details["holes"] = f"{filled} voxels filled"
+    return details
 
 
-def _first_labels(
-    run: Run, job: SegmentJob, instances: int, zarr_format: int, kept: bool
-) -> tuple[AnyArray, str]:
-    """The array that the merge writes: the output, or the parts, kept or not."""
+def _write_all(prepared: Prepared, refine: RefineSettings) -> dict[str, Any]:
+    """Make the output's array and write all of it."""
+    chain = prepared.chain
+    out, identity = chain.target("output", prepared.view.instances, last=True)
+    table = table_place(chain.run, TABLE, chain.zarr_format)
+    return write(prepared, Target(out, table, identity), refine)
+
+
+def _parts_array(run: Run, job: SegmentJob, zarr_format: int, kept: bool) -> tuple[AnyArray, str]:
+    """The array of the owners' components, each of which belongs to one instance, kept or not."""
     shape = job.grid.shape
     chunks = output_chunks(job.grid.largest, shape)
-    if not job.parts:
-        dtype = np.uint32 if instances < 2**32 else np.uint64
-        made = run.output.create(shape, chunks, dtype, zarr_format=zarr_format)  # type: ignore[arg-type]
-        return made, run.output.identity
     path = (run.output.beside(FOLDER) if kept else run.work / "parts") / "parts"
     identity = run.work / "parts" / "identity"
     form = zarr_format if kept else 3
