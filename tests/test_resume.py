@@ -268,11 +268,12 @@ def almost(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
     """Runs that were killed in their last stage."""
     folder = tmp_path_factory.mktemp("almost")
     kill_at("flows", inputs, folder / "flows.zarr", "flows")
-    kill_at("segment", inputs, folder / "segment.zarr", "labels")
+    kill_at("segment", inputs, folder / "segment.zarr", "write")
     return {run: folder / f"{run}.zarr.work" for run in ("flows", "segment")}
 
 
-MERGE = {"cells", "own", "edges", "number", "labels"}
+LAST = {"facts", "write", "table"}
+MERGE = {"cells", "own", "edges", "number", "labels"} | LAST
 TRACK = {"track", *(f"track-{n}" for n in range(2, 40))}
 
 
@@ -281,12 +282,15 @@ TRACK = {"track", *(f"track-{n}" for n in range(2, 40))}
     [
         ("segment", {}, set()),
         ("segment", {"convergence_radius": 3.0}, MERGE),
-        ("segment", {"min_size": 40}, {"number", "labels"}),
+        ("segment", {"min_size": 40}, {"number"} | LAST),
+        ("segment", {"flow_error_threshold": 0.3}, {"errors", "check", "write", "table"}),
+        ("segment", {"fill_holes": True}, {"background", "hole-edges", "holes", "write", "table"}),
+        ("segment", {"group": 3}, {"number", "orphans", "measure"} | LAST),
         ("segment", {"n_steps": 25}, MERGE | TRACK),
         ("segment", {"step_size": 0.7}, MERGE | TRACK),
         ("segment", {"threshold": 0.5}, MERGE | TRACK),
         ("segment", {"blocks": (8, 8, 8)}, MERGE | TRACK),
-        ("segment", {"zarr_format": 2}, {"labels"}),
+        ("segment", {"zarr_format": 2}, {"write", "table"}),
         ("flows", {}, set()),
         ("flows", {"n_iter": 20}, {"flows"}),
         ("flows", {"potential": "heat"}, {"flows"}),
@@ -311,7 +315,7 @@ def test_a_changed_setting_does_again_what_it_touches(
 ) -> None:
     out = tmp_path / "out.zarr"
     shutil.copytree(almost[run], tmp_path / "out.zarr.work")
-    last = "flows" if run == "flows" else "labels"
+    last = "flows" if run == "flows" else "write"
     left = N_BLOCKS - lines_of(out, last)
     call(run, inputs, out, resume=True, progress=True, **changed)
     done = stages_done(capsys.readouterr().err)
@@ -321,7 +325,8 @@ def test_a_changed_setting_does_again_what_it_touches(
         whole = topo_dask.grid.BlockGrid(SHAPE, changed.get("blocks", BLOCKS))
         assert done[last] == len(whole)
     else:
-        assert done == ({last: left} if left else {})
+        table = {"table": 1} if run == "segment" else {}
+        assert done == ({last: left} if left else {}) | table
     again = tmp_path / "again" / "out.zarr"
     call(run, inputs, again, **changed)
     assert tree(out) == tree(again)
@@ -499,7 +504,7 @@ def test_the_old_output_is_there_until_the_new_one_is(
     changed = {"flows": {"n_iter": 3}, "segment": {"min_size": 1000}}[run]
     call(run, inputs, out, **changed)
     old = tree(out)
-    stage = {"flows": "flows", "segment": "labels"}[run]
+    stage = {"flows": "flows", "segment": "write"}[run]
     for _ in range(10):
         with started(run, inputs, out, overwrite=True) as process:
             wait_for(process, lambda: lines_of(out, stage) >= 3)

@@ -109,7 +109,7 @@ class PartOfRun(Run):
 
 def part_of_run(run: Run, name: str) -> PartOfRun:
     """A part of a run with a name, which stands before those of its stages."""
-    ledger = Ledger(run.output.scratch / name, title=f"{name} ")
+    ledger = Ledger(run.output.scratch / name, title=f"{name}/")
     return PartOfRun(run.output, run.engine, ledger, run.started, name)
 
 

@@ -477,7 +477,7 @@ def write_table(task: TableTask) -> int:
 
 @dataclass(frozen=True)
 class Target:
-    """Where the results of a segmentation go; see `table_place`.
+    """Where the results of a segmentation go; see `tables_place`.
 
     Parameters
     ----------
@@ -494,14 +494,19 @@ class Target:
     identity: str
 
 
-def table_place(run: Run, name: str, zarr_format: int) -> Path:
-    """Where a table of instances is published together with its labels.
+def tables_place(run: Run, names: Sequence[str], zarr_format: int) -> list[Path]:
+    """Where the tables of instances are published together with the labels, by their names.
 
-    Its folder is a group: zarr warns of what is none wherever it lists a group.
+    Their folder is a group: zarr warns of what is none wherever it lists a group.
     """
     folder = run.output.beside(TABLES)
+    known = {f"{name}.{ending}" for name in names for ending in ("npz", "csv")}
+    if folder.is_dir():  # of a run that ended here, of other classes or another format maybe
+        for path in folder.iterdir():
+            if path.name not in known:
+                path.unlink()
     zarr.open_group(store=str(folder), mode="a", zarr_format=zarr_format)  # type: ignore[arg-type]
-    return folder / name
+    return [folder / name for name in names]
 
 
 def finish(

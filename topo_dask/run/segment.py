@@ -70,7 +70,7 @@ from topo_dask.run.refine import (
     finish,
     measure,
     measure_labels,
-    table_place,
+    tables_place,
 )
 from topo_dask.storage import AnyArray, load_table, output_chunks, save_table
 
@@ -481,7 +481,7 @@ def segment(
     if published_already(place, final, options):
         return SegmentResult(place.open(), place.path, title, 0.0, {})
     began = time.monotonic()
-    with open_run(place, options, settings) as run:
+    with open_run(place, options, [settings, refine]) as run:
         job = SegmentJob(
             stored(field, run.work, argument="flows"),
             None if mask is None else stored(mask, run.work, argument="foreground"),
@@ -571,9 +571,10 @@ def prepare(
     out, identity = _parts_array(run, job, zarr_format, evidence is not None)
     tasks = [Task(replace(job, out=out), n) for n in range(len(job.grid))]
     sizes = [region.size for region in job.grid]
-    mark = fingerprint(marks[2], identity)
+    mark = fingerprint(marks[1], identity)  # parts are parts, however large and in which group
     run.ledger.run(run.engine, "labels", mark, label_block, tasks, voxels=sizes)
-    base = View(out, instances, voxels, mark, names=run.work / "parts" / "names.npy")
+    names = run.work / "parts" / "names.npy"
+    base = View(out, instances, voxels, fingerprint(mark, marks[2]), names=names)
     chain = Chain(run, job.grid, base, zarr_format)
     if evidence is not None:
         _keep(chain, job, evidence)
@@ -609,7 +610,7 @@ def _write_all(prepared: Prepared, refine: RefineSettings) -> dict[str, Any]:
     """Make the output's array and write all of it."""
     chain = prepared.chain
     out, identity = chain.target("output", prepared.view.instances, last=True)
-    table = table_place(chain.run, TABLE, chain.zarr_format)
+    (table,) = tables_place(chain.run, [TABLE], chain.zarr_format)
     return write(prepared, Target(out, table, identity), refine)
 
 
