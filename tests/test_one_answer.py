@@ -162,13 +162,26 @@ def volumes_with_flow(draw: st.DrawFn) -> tuple[np.ndarray | None, np.ndarray]:
 
 def oracle(foreground: np.ndarray | None, flow: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     mask = (flow != 0).any(axis=0) if foreground is None else foreground > 0
-    return reference.segment_group1(mask, flow.astype(np.float32), **settings)
+    how = {name: value for name, value in settings.items() if name != "group"}
+    flow = flow.astype(np.float32)
+    clusters = reference.segment_group1(mask, flow, **how)
+    if settings.get("group") == 2:
+        return reference.split_disconnected(reference.join_touching(clusters, flow))
+    if settings.get("group") == 3:
+        return reference.recover_orphans(mask, clusters)
+    return clusters
+
+
+@st.composite
+def methods(draw: st.DrawFn) -> dict[str, Any]:
+    """Parameters and a group; the settings of `segment` and `postprocess_single`."""
+    return {**draw(segment_parameters()), "group": draw(st.sampled_from([1, 2, 2, 3]))}
 
 
 @given(data=st.data())
 def test_labels_of_stores_are_one_answer(engines: dict[str, Engine], data: st.DataObject) -> None:
     foreground, flow = data.draw(volumes_with_flow())
-    settings = data.draw(segment_parameters())
+    settings = data.draw(methods())
     name = data.draw(ENGINES)
     shape = flow.shape[1:]
     blocks = fewer_blocks(data.draw(block_shapes(shape)), shape, MOST_BLOCKS[name])
@@ -188,6 +201,7 @@ def test_labels_of_stores_are_one_answer(engines: dict[str, Engine], data: st.Da
             halo=halo,
             cluster=engines[name],
             zarr_format=data.draw(st.sampled_from([3, 2])),
+            keep_evidence=data.draw(st.sampled_from([False, False, True])),
             **settings,
         )
         labels = made.array[...]
@@ -208,7 +222,7 @@ def test_labels_of_tiny_blocks_are_one_answer(data: st.DataObject) -> None:
     """Volumes of a few voxels in blocks of one: every particle and every cell crosses borders."""
     shape = data.draw(st.sampled_from([(1, 1, 8), (1, 2, 4), (4, 1, 2), (2, 2, 2), (1, 7, 1)]))
     flow = data.draw(flows_to_follow(shape))
-    settings = {**data.draw(segment_parameters()), "min_size": data.draw(st.integers(0, 4))}
+    settings = {**data.draw(methods()), "min_size": data.draw(st.integers(0, 4))}
     blocks = tuple(data.draw(st.sampled_from([1, 1, 1, 2])) for _ in shape)
     halo = data.draw(st.sampled_from([0, 0, 1]))
     with tempfile.TemporaryDirectory(dir=MEMORY) as path:
@@ -227,7 +241,7 @@ def test_labels_of_tiny_blocks_are_one_answer(data: st.DataObject) -> None:
 def test_lazy_labels_are_one_answer(data: st.DataObject) -> None:
     """A dask array in gives the labels of the NumPy array, for flows of length at most 1."""
     foreground, flow = data.draw(volumes_with_flow())
-    settings = data.draw(segment_parameters())
+    settings = data.draw(methods())
     # In half precision a unit vector may be longer than 1; that is for stores, see above.
     flow = flow.astype(np.float32)
     flow /= np.maximum(np.sqrt((flow.astype(np.float64) ** 2).sum(axis=0)), 1)

@@ -19,6 +19,7 @@ import topo_dask
 from topo_dask.cli import main
 from topo_dask.errors import InputNotFound, InvalidArgument, InvalidData, InvalidType
 from topo_dask.kernels import reference
+from topo_dask.run.execute import SyncEngine
 from topo_dask.storage import load_table
 from topo_dask.testing import block_shapes, flow_fields, segment_parameters
 
@@ -214,3 +215,61 @@ def test_a_finished_relabelling_returns_at_once(runs: Path, tmp_path: Path) -> N
     again = topo_dask.relabel(runs / "2.zarr", tmp_path / "new.zarr", **how)
     assert first.seconds > 0
     assert again.seconds == 0
+
+
+class Halting(SyncEngine):
+    """Runs until a stage has done some of its blocks, and then no more."""
+
+    def __init__(self, stage: str, after: int) -> None:
+        super().__init__()
+        self.stage, self.after = stage, after
+        self.stages: list[str] = []
+
+    def run(self, stage: str, function: Any, items: Any, **options: Any) -> Any:
+        self.stages.append(stage)
+        for done, result in enumerate(super().run(stage, function, items, **options)):
+            if stage == self.stage and done == self.after:
+                raise KeyboardInterrupt
+            yield result
+
+
+def tree(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, bytes], list[str]]:
+    path = tmp_path_factory.mktemp("undisturbed") / "a.zarr"
+    engine = Halting("none", 0)
+    how: dict[str, Any] = {**RUN, "cluster": engine, "group": 2, "keep_evidence": True}
+    topo_dask.segment(fragments(), path, **how)
+    return tree(path), engine.stages
+
+
+def fragments() -> np.ndarray:
+    """A flow whose instances have small pieces apart from large ones."""
+    flow = flow_of(1)
+    flow[:, :, :, ::5] = 0
+    flow[:, :, ::6] = 0
+    return flow
+
+
+AFTER = ("labels", "contacts", "evidence", "join", "pieces", "faces", "plan", "split", "absorb")
+
+
+def test_every_stage_of_group_2_is_halted(undisturbed: tuple[Any, list[str]]) -> None:
+    merged = undisturbed[1].index("labels")
+    assert undisturbed[1][merged:] == [*AFTER, "fill"]
+
+
+@pytest.mark.parametrize("stage", [*AFTER, "fill"])
+def test_a_halted_run_of_group_2_goes_on(
+    undisturbed: tuple[dict[str, bytes], list[str]], stage: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.zarr"
+    how: dict[str, Any] = {**RUN, "group": 2, "keep_evidence": True}
+    with pytest.raises(KeyboardInterrupt):
+        topo_dask.segment(fragments(), path, **{**how, "cluster": Halting(stage, 0)})
+    assert not path.exists()
+    topo_dask.segment(fragments(), path, resume=True, **how)
+    assert tree(path) == undisturbed[0]

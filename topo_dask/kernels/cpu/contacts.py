@@ -26,8 +26,9 @@ def _count(local: Any, flow4: Any, core: Any, step: Any, most: int) -> Any:
         for z in range(min(core[0], local.shape[0] - dz)):
             for y in range(min(core[1], local.shape[1] - dy)):
                 previous, row = np.uint64(0), 0
-                for x in range(min(core[2], local.shape[2] - dx)):
-                    one, two = local[z, y, x], local[z + dz, y + dy, x + dx]
+                ones, twos = local[z, y], local[z + dz, y + dy, np.int64(dx) :]
+                for x in range(min(core[2], twos.size)):
+                    one, two = ones[x], twos[x]
                     if one == two or one == 0 or two == 0:
                         continue
                     key = np.uint64(min(one, two)) * np.uint64(most) + np.uint64(max(one, two))
