@@ -13,6 +13,7 @@ import zarr
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import tree
 from numpy.testing import assert_array_equal
 
 import topo_dask
@@ -231,10 +232,6 @@ class Halting(SyncEngine):
             if stage == self.stage and done == self.after:
                 raise KeyboardInterrupt
             yield result
-
-
-def tree(path: Path) -> dict[str, bytes]:
-    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
 
 
 @pytest.fixture(scope="module")

@@ -167,7 +167,7 @@ def relabel(
     if published_already(place, final, options):
         return RunResult(place.open(), place.path, title, 0.0, {})
     began = time.monotonic()
-    with open_run(place, options) as run:
+    with open_run(place, options, chosen) as run:
         names = run.work / "names.npy"
         task = NamesTask(evidence, chosen, names)
         ((instances, voxels),) = run.ledger.run(run.engine, "names", mark, name_parts, [task])
