@@ -286,10 +286,12 @@ def _look(at: int, number: int, grid: Any) -> Any:
     """The u of a neighbour as an instance sees it: 0 in another, NaN where nothing flows."""
     local, annotated, field = grid
     other = local[at]
-    if annotated.size > 0 and not annotated[at] and other != number and other != BEYOND:
+    own = other == number
+    own |= other == BEYOND
+    if annotated.size > 0 and not annotated[at] and not own:
         return np.nan
     value = field[at]
-    return value if other == number or other == BEYOND else 0.0
+    return value if own else 0.0
 
 
 @compiled
