@@ -138,7 +138,7 @@ def assert_equal_up_to_ties(
         assert distances[0] == distances[1]
 
 
-@pytest.mark.parametrize("chunks", [None, 13, (44, 5, 48)])
+@pytest.mark.parametrize("chunks", [None, 22, (44, 5, 48)])
 @pytest.mark.parametrize("ratio", [0.1, 0.3])
 def test_splitting_gives_the_cases(ratio: float, chunks: Any) -> None:
     arrays = case("cleanup")

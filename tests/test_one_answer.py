@@ -21,7 +21,7 @@ import hypothesis
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -235,6 +235,54 @@ def test_labels_of_tiny_blocks_are_one_answer(data: st.DataObject) -> None:
             **settings,
         )
         assert_array_equal(made.array[...], oracle(None, flow, settings))
+
+
+@st.composite
+def snakes(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """One thing that winds through the whole volume, with a flow along it to one or more sinks."""
+    rows, length = draw(st.integers(1, 4)), draw(st.integers(1, 9))
+    path = [(2 * row, x) for row in range(rows) for x in range(length)[:: 1 - 2 * (row % 2)]]
+    turns = [(2 * row + 1, (length - 1) * (1 - row % 2)) for row in range(rows - 1)]
+    for row, turn in reversed(list(enumerate(turns))):
+        path.insert((row + 1) * length, turn)
+    voxels = np.insert(np.array(path), draw(st.sampled_from([0, 1, 2])), 0, axis=1)
+    shape = tuple(voxels.max(axis=0) + 1)
+    sinks = draw(st.lists(st.integers(0, len(voxels) - 1), min_size=1, max_size=4))
+    flow = np.zeros((3, *shape), dtype=np.float32)
+    for number, voxel in enumerate(voxels):
+        sink = min(sinks, key=lambda s: (abs(s - number), s))
+        step = voxels[number + np.sign(sink - number)] - voxel
+        flow[(slice(None), *voxel)] = step
+    mask = np.zeros(shape, dtype=np.uint8)
+    mask[tuple(voxels.T)] = 1
+    cut = draw(st.sampled_from([0, 0, 7]))  # also in pieces
+    if cut:
+        mask[tuple(voxels[cut::cut].T)] = 0
+    return mask, flow
+
+
+@settings(max_examples=30)
+@given(data=st.data())
+def test_one_thing_through_every_block_is_one_answer(data: st.DataObject) -> None:
+    """Blocks of one or two voxels, each of them with a part of it."""
+    mask, flow = data.draw(snakes())
+    method = {**data.draw(methods()), "min_size": data.draw(st.sampled_from([0, 1, 3]))}
+    blocks = fewer_blocks(tuple(data.draw(st.integers(1, 2)) for _ in mask.shape), mask.shape, 10)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
+        made = topo_dask.segment(
+            flow,
+            Path(path, "labels.zarr"),
+            foreground=mask,
+            blocks=blocks,
+            halo=data.draw(st.sampled_from([0, 1])),
+            cluster=data.draw(st.sampled_from(["sync", "threads"])),
+            **method,
+        )
+        labels = made.array[...]
+    expected = oracle(mask, flow, method)
+    assert_array_equal(labels, expected)
+    lazy = topo_dask.split_disconnected(da.from_array(mask, chunks=blocks), 0.2)
+    assert_array_equal(lazy, reference.split_disconnected(mask, min_fragment_ratio=0.2))
 
 
 @given(data=st.data())

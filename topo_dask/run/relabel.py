@@ -97,7 +97,8 @@ def relabel(
     """Make other labels of the evidence that ``segment(..., keep_evidence=True)`` kept.
 
     Nothing is tracked: the union runs over the tables, then the labels are written. With the
-    settings of the run and no pairs, the labels are those of the run.
+    settings of the run and no pairs, the labels are those of the run, before its check of flows
+    and its filling of holes, which are not done here.
 
     Parameters
     ----------
