@@ -20,6 +20,7 @@ Lengths are in voxels where not said otherwise; heat is at the time t = n/6 afte
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -102,7 +103,7 @@ def test_box_is_of_second_order(potential: str) -> None:
         wanted = box_flow(lengths, at, potential, iterations / 6)
         errors.append(rms(angles(flow, wanted)))
     assert errors[2] < 2e-3
-    for coarse, fine in zip(errors, errors[1:], strict=False):
+    for coarse, fine in itertools.pairwise(errors):
         assert 3.4 < coarse / fine < 5, errors
 
 
