@@ -73,6 +73,7 @@ MANY_PARAMETERS: dict[str, str] = {
     "run/mosaic.py:fuse_mosaic": RUN_BY_NAME,
     "run/relabel.py:relabel": RUN_BY_NAME,
     "run/segment.py:segment": RUN_BY_NAME,
+    "run/segment_classes.py:segment_classes": RUN_BY_NAME,
     "run/map_tiles.py:map_tiles": RUN_BY_NAME,
     "run/targets.py:flow_targets": RUN_BY_NAME,
     "kernels/cpu/rounds.py:diffusion_round": "the whole definition of the field of one block",

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import killed_at, tree
 from numpy.testing import assert_array_equal
 
 import topo_dask
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
+from topo_dask.storage import create_array
 from topo_dask.testing import block_shapes, flow_fields, label_volumes, segment_parameters
 
 DATA = Path(__file__).parent / "data"
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 KINDS = pytest.mark.parametrize("kind", ["numpy", "one chunk", "chunks"])
 
 
@@ -109,6 +114,115 @@ def test_stacks_that_do_not_fit_are_refused_before_any_work(kind: str) -> None:
         run(semantic[0], flow, names, resolution_nm=8)
 
 
+# ── on disk ──────────────────────────────────────────────────────────────────────────────────
+
+
+def stacks() -> tuple[np.ndarray, np.ndarray, dict[str, Any], dict[str, Any]]:
+    """The case: probabilities, flows, settings, and everything."""
+    arrays = case("multiclass")
+    names = arrays["class_names"].tolist()
+    how = json.loads(str(arrays["postprocess_config"]))
+    semantic = (arrays["instance_ids"] > 0).astype(np.float16) * np.float16(0.9)
+    return semantic, arrays["flows"], {"class_names": names, "class_config": how}, arrays
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.0, "instances"), (0.2, "instances_qc02")])
+def test_classes_of_the_case_on_disk(threshold: float, expected: str, tmp_path: Path) -> None:
+    semantic, flows, how, arrays = stacks()
+    made = topo_dask.segment_classes(
+        semantic,
+        flows,
+        tmp_path / "labels.zarr",
+        blocks=(20, 40, 30),
+        cluster="threads",
+        flow_error_threshold=threshold,
+        **how,
+    )
+    assert made.array.shape == semantic.shape
+    assert made.array.chunks[0] == 1
+    assert list(made.instances) == how["class_names"]
+    for c, name in enumerate(how["class_names"]):
+        labels = arrays[f"{expected}_{name}"]
+        assert_array_equal(made.array[c], labels)
+        assert_array_equal(made.instances[name].voxels, np.bincount(labels.ravel())[1:])
+        assert made.details[name].startswith(f"{labels.max()} instances, group ")
+        assert (made.path / "instances" / f"{name}.csv").read_text().count("\n") == labels.max() + 1
+    group = zarr.open_group(made.path, mode="r")
+    assert sorted(group.keys()) == ["instances", "labels"]
+    again = topo_dask.segment_classes(
+        semantic,
+        flows,
+        tmp_path / "labels.zarr",
+        blocks=(20, 40, 30),
+        cluster="sync",
+        resume=True,
+        flow_error_threshold=threshold,
+        **how,
+    )
+    assert again.seconds == 0
+    assert len(again.instances["nuc"]) == len(made.instances["nuc"])
+
+
+def call(inputs: Path, out: Path, **options: Any) -> None:
+    """The run of the next test, also in a process of its own."""
+    how = {"one": {"min_size": 2}, "two": {"group": 3, "min_size": 9}, "three": {"group": 2}}
+    topo_dask.segment_classes(
+        inputs / "semantic.zarr",
+        inputs / "flows.zarr",
+        out,
+        class_names=list(how),
+        class_config=how,
+        blocks=6,
+        **{"cluster": "sync", **options},
+    )
+
+
+def test_a_killed_run_of_classes_goes_on(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for name, channels in (("semantic", 3), ("flows", 9)):
+        array = create_array(tmp_path / f"{name}.zarr", (channels, 18, 12, 12), (1, 6, 6, 6), "f4")
+        array[...] = rng.random(array.shape) - (0.5 if name == "flows" else 0)
+    call(tmp_path, tmp_path / "whole.zarr")
+    out = tmp_path / "out.zarr"
+    killed_at("../class-1/ledger/track", 3, out, call, tmp_path, out)
+    done = {p.name: p.read_bytes() for p in (tmp_path / "out.zarr.work/class-0/ledger").iterdir()}
+    assert "facts.jsonl" in done
+    killed_at("../class-2/ledger/labels", 3, out, call, tmp_path, out, resume=True)
+    for name, lines in done.items():
+        assert (tmp_path / "out.zarr.work/class-0/ledger" / name).read_bytes() == lines
+    call(tmp_path, out, resume=True)
+    assert tree(out) == tree(tmp_path / "whole.zarr")
+
+
+def test_what_is_no_probability_stops_a_run_and_nothing_is_published(tmp_path: Path) -> None:
+    semantic, flow = probabilities()
+    semantic[1, 2, 3, 4] = 1.5
+    out, names = tmp_path / "out.zarr", ["nuc", "ves"]
+    message = (
+        r"probabilities: got 1\.5 at voxel \(2, 3, 4\), class 'ves', in block \[2:3, 2:4, 4:5\]"
+    )
+    options: dict[str, Any] = {"blocks": 2, "cluster": "sync", "resolution_nm": 8}
+    with pytest.raises(InvalidData, match=message):
+        topo_dask.segment_classes(semantic, flow, out, class_names=names, **options)
+    assert not out.exists()
+
+
+def test_stacks_that_do_not_fit_are_refused_before_a_run(tmp_path: Path) -> None:
+    semantic, flow = probabilities()
+    out, run = tmp_path / "out.zarr", topo_dask.segment_classes
+    with pytest.raises(InvalidArgument, match="flows: got 5 channels"):
+        run(semantic, flow[:5], out, class_names=["nuc", "ves"], resolution_nm=8)
+    with pytest.raises(InvalidArgument, match="class_names: got 'glia', a class without"):
+        run(semantic, flow, out, class_names=["nuc", "glia"], resolution_nm=8)
+    with pytest.raises(InvalidArgument, match="class_names: got the default names"):
+        run(semantic, flow, out, resolution_nm=8)
+    with pytest.raises(InvalidArgument, match="class_names: got 'a/b'"):
+        run(semantic, flow, out, class_names=["nuc", "a/b"], class_config={"a/b": {}, "nuc": {}})
+    with pytest.raises(InvalidType, match="probabilities: got dtype complex64"):
+        run(semantic.astype("c8"), flow, out, class_names=["nuc", "ves"], resolution_nm=8)
+    assert not list(tmp_path.iterdir())
+
+
 # ── one answer ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -121,7 +235,50 @@ def fewer(blocks: tuple[int, ...], shape: tuple[int, ...], most: int) -> tuple[i
 
 
 @pytest.mark.nightly
-@settings(max_examples=settings.default.max_examples // 8)
+@settings(max_examples=settings.default.max_examples // 10)
+@given(data=st.data())
+def test_classes_together_are_each_alone(data: st.DataObject) -> None:
+    """The labels and the table of a class are those that `segment` makes of it, in any blocks."""
+    labels = data.draw(label_volumes(max_side=8))
+    shape = labels.shape
+    flows = np.concatenate([data.draw(flow_fields(shape)) for _ in range(2)])
+    semantic = np.stack([labels > 0, labels % 2 > 0]).astype(np.float32)
+    how = {
+        name: data.draw(segment_parameters()) | {"group": data.draw(st.sampled_from([1, 2, 3]))}
+        for name in ("one", "other")
+    }
+    refine = {
+        "flow_error_threshold": data.draw(st.sampled_from([0.0, 0.35])),
+        "fill_holes": data.draw(st.booleans()),
+    }
+    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
+        made = topo_dask.segment_classes(
+            semantic,
+            flows,
+            Path(path, "all.zarr"),
+            class_names=list(how),
+            class_config=how,
+            blocks=fewer(data.draw(block_shapes(shape)), shape, 4),
+            cluster=data.draw(st.sampled_from(["sync", "threads"])),
+            **refine,
+        )
+        for c, (name, options) in enumerate(how.items()):
+            alone = topo_dask.segment(
+                flows[3 * c : 3 * c + 3],
+                Path(path, f"{name}.zarr"),
+                foreground=semantic[c],
+                threshold=0.5,
+                cluster="sync",
+                **refine,
+                **options,
+            )
+            assert_array_equal(made.array[c], alone.array[...])
+            for column, values in made.instances[name].columns().items():
+                assert_array_equal(values, alone.instances.columns()[column])
+
+
+@pytest.mark.nightly
+@settings(max_examples=settings.default.max_examples // 10)
 @given(data=st.data())
 def test_lazy_chains_are_one_answer(data: st.DataObject) -> None:
     """Several classes, lazily, in any chunks: what NumPy gives."""

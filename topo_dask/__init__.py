@@ -28,6 +28,7 @@ from topo_dask.run.map_tiles import map_tiles
 from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.relabel import relabel
 from topo_dask.run.segment import segment
+from topo_dask.run.segment_classes import segment_classes
 from topo_dask.run.targets import flow_targets
 from topo_dask.run.tile_table import read_tile_table
 
@@ -61,6 +62,7 @@ __all__ = [
     "remove_bad_flow_masks",
     "run_instance_segmentation",
     "segment",
+    "segment_classes",
     "split_disconnected",
     "stitch_flows",
     "stitch_labels",

@@ -27,6 +27,7 @@ from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.relabel import relabel as run_relabel
 from topo_dask.run.segment import HALO
 from topo_dask.run.segment import segment as run_segment
+from topo_dask.run.segment_classes import segment_classes as run_classes
 from topo_dask.run.targets import flow_targets as run_targets
 from topo_dask.run.tile_table import read_tile_table
 
@@ -293,12 +294,43 @@ def targets(**options: Any) -> None:
 @click.option(
     "--group", type=int, default=1, show_default=True, help="1: convex, 2: elongated, 3: thin."
 )
+@click.option(
+    "--flow-error-threshold",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Drop instances whose flow is farther from the direct flow; 0: none.",
+)
+@click.option("--fill-holes", is_flag=True, help="Fill what one instance encloses.")
 @click.option("--keep-evidence", is_flag=True, help="Keep what `topo-dask relabel` needs.")
 @click.option("--halo", type=int, default=HALO, show_default=True, help="Saves hand-over rounds.")
 @run_options
 def segment(**options: Any) -> None:
     """Make instance labels of FLOWS (zarr [3,Z,Y,X]) at OUTPUT (OME-Zarr labels)."""
     click.echo(repr(run_segment(options.pop("flows"), options.pop("output"), **options)))
+
+
+@main.command("segment-classes")
+@click.argument("probabilities", type=click.Path())
+@click.argument("flows", type=click.Path())
+@click.argument("output", type=click.Path())
+@click.option("--class-names", type=Names(), help="One for each class. [default: the known nine]")
+@click.option("--class-config", type=click.Path(), help="YAML file: how each class is treated.")
+@click.option("--resolution-nm", type=float, help="Edge of a voxel in nm, for the defaults.")
+@click.option("--threshold", type=float, default=0.5, show_default=True, help="Of probabilities.")
+@click.option(
+    "--flow-error-threshold",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Drop instances whose flow is farther from the direct flow; 0: none.",
+)
+@click.option("--fill-holes", is_flag=True, help="Fill what one instance encloses.")
+@click.option("--halo", type=int, default=HALO, show_default=True, help="Saves hand-over rounds.")
+@run_options
+def segment_classes(probabilities: str, flows: str, output: str, **options: Any) -> None:
+    """Make instance labels of PROBABILITIES [C,Z,Y,X] and FLOWS [3C,Z,Y,X] at OUTPUT (group)."""
+    click.echo(repr(run_classes(probabilities, flows, output, **options)))
 
 
 @main.command()

@@ -99,18 +99,18 @@ class Run:
 class PartOfRun(Run):
     """A part of a run that has its own work and its own ledger, e.g. one class of several."""
 
-    name: str = ""
+    folder: str = ""
 
     @property
     def work(self) -> Path:
         """The work directory of the part."""
-        return self.output.scratch / self.name
+        return self.output.scratch / self.folder
 
 
-def part_of_run(run: Run, name: str) -> PartOfRun:
-    """A part of a run with a name, which stands before those of its stages."""
-    ledger = Ledger(run.output.scratch / name, title=f"{name}/")
-    return PartOfRun(run.output, run.engine, ledger, run.started, name)
+def part_of_run(run: Run, folder: str, title: str) -> PartOfRun:
+    """A part of a run; the title stands before the names of its stages."""
+    ledger = Ledger(run.output.scratch / folder, title=f"{title}/")
+    return PartOfRun(run.output, run.engine, ledger, run.started, folder)
 
 
 @contextmanager

@@ -475,7 +475,8 @@ def segment(
     field, mask = _open_inputs(flows, foreground, threshold)
     grid = options.grid(tuple(int(n) for n in field.shape[1:]))
     place = options.output(output, [field, mask])
-    marks = _fingerprints(field, mask, threshold, settings, grid, halo)
+    inputs = [input_mark(field), None if mask is None else input_mark(mask), threshold]
+    marks = marks_of(inputs, settings, grid, halo)
     title = f"Instances of {'x'.join(map(str, grid.shape))} voxels"
     final = fingerprint(marks[2], refine, bool(keep_evidence), zarr_format)
     if published_already(place, final, options):
@@ -518,16 +519,10 @@ def _open_inputs(flows: Any, foreground: Any, threshold: float) -> tuple[Any, An
     return field, mask
 
 
-def _fingerprints(
-    field: Any,
-    mask: Any,
-    threshold: float,
-    settings: SegmentSettings,
-    grid: BlockGrid,
-    halo: int,
+def marks_of(
+    inputs: list[Any], settings: SegmentSettings, grid: BlockGrid, halo: int
 ) -> tuple[str, str, str]:
     """Marks of tracking, of the cells and of the numbers: each adds what it depends on."""
-    inputs = [input_mark(field), None if mask is None else input_mark(mask), threshold]
     track = fingerprint("track", inputs, grid.chunks, halo, settings.n_steps, settings.step_size)
     cells = fingerprint(track, "cells", settings.convergence_radius)
     return track, cells, fingerprint(cells, "number", settings.min_size, settings.group)
