@@ -83,6 +83,30 @@ def test_the_python_of_the_readme_runs(folder: Path, tmp_path: Path) -> None:
         assert "Comparison of labels with the truth" in done.stdout
 
 
+def test_classes_and_their_tables(folder: Path) -> None:
+    labels = zarr.open_array(folder / "tissue.zarr/labels/s0", mode="r")[...]
+    flow = topo_dask.generate_direct_flows(labels)
+    for name, values in (
+        ("semantic", np.stack([labels > 0, labels > 9]).astype("f4")),
+        ("stack", np.concatenate([flow, flow])),
+    ):
+        create_array(folder / name, values.shape, (1, 20, 20, 20), "f4")[...] = values
+    options = ["--class-names", "nuc,ves", "--resolution-nm", "16", "--cluster", "threads"]
+    more = ["--flow-error-threshold", "0.4", "--fill-holes", "--blocks", "24"]
+    done = run("segment-classes", "semantic", "stack", "classes.zarr", *options, *more, cwd=folder)
+    assert re.search(r"ves +\d+ instances, group 1", done.stdout)
+    table = (folder / "classes.zarr/instances/ves.csv").read_text().splitlines()
+    assert table[0].startswith("id,voxels,z_start,y_start")
+    whole = topo_dask.run_instance_segmentation(
+        np.stack([labels > 0, labels > 9]), np.concatenate([flow, flow]), ["nuc", "ves"],
+        flow_error_threshold=0.4, resolution_nm=16,
+    )  # fmt: skip
+    made = zarr.open_array(folder / "classes.zarr/labels", mode="r")[...]
+    for c, name in enumerate(("nuc", "ves")):
+        np.testing.assert_array_equal(made[c], topo_dask.fill_holes(whole[name]))
+    assert len(table) == whole["ves"].max() + 1
+
+
 def test_compare_prints_json(folder: Path) -> None:
     array = "tissue.zarr/labels/s0"
     done = run("compare", array, array, "--json", "--cluster", "sync", "--no-progress", cwd=folder)
