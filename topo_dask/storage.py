@@ -48,7 +48,6 @@ Source: TypeAlias = "str | os.PathLike[str] | AnyArray | zarr.Group | Store"
 ZarrFormat: TypeAlias = Literal[2, 3]
 
 MAX_CHUNK = 64
-MIN_CHUNK = 16
 GROUP_DEPTH = 3  # levels of groups that are searched for arrays, and of parents for metadata
 MAX_LISTED = 12
 MARK = "topo_dask"  # attribute of what we published, and marker file of our work directories
@@ -362,12 +361,14 @@ def _geometry(scale: Iterable[Any], translation: Iterable[Any], unit: Any) -> Ge
 # -------------------------------------------------------------------------------- new arrays
 
 
-def output_chunks(blocks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+def output_chunks(
+    blocks: Sequence[int], shape: Sequence[int], *, longest: int = MAX_CHUNK
+) -> tuple[int, ...]:
     """Chunk shape for an array written block by block: each chunk lies in one block.
 
-    Along each axis the largest divisor of the block length up to 64; the block itself where
-    that would be below 16; anything where one block covers the axis. A block's halo decodes whole
-    chunks of its neighbours: with chunks as large as blocks 27 times the block.
+    Along each axis the largest divisor of the block length up to ``longest``; the block itself
+    where that would be below a quarter of it; anything where one block covers the axis. A block's
+    halo decodes whole chunks of its neighbours: with chunks as large as blocks 27 times the block.
 
     Examples
     --------
@@ -376,16 +377,16 @@ def output_chunks(blocks: Sequence[int], shape: Sequence[int]) -> tuple[int, ...
     >>> output_chunks((1000, 1000, 7), (300, 90, 70))
     (64, 64, 7)
     """
-    return tuple(_chunk(int(b), int(n)) for b, n in zip(blocks, shape, strict=True))
+    return tuple(_chunk(int(b), int(n), longest) for b, n in zip(blocks, shape, strict=True))
 
 
-def _chunk(block: int, length: int) -> int:
+def _chunk(block: int, length: int, longest: int) -> int:
     if block >= length:
-        return min(length, MAX_CHUNK)
-    if block <= MAX_CHUNK:
+        return min(length, longest)
+    if block <= longest:
         return block
-    divisor = next(d for d in range(MAX_CHUNK, 0, -1) if block % d == 0)
-    return divisor if divisor >= MIN_CHUNK else block
+    divisor = next(d for d in range(longest, 0, -1) if block % d == 0)
+    return divisor if 4 * divisor >= longest else block
 
 
 def create_array(

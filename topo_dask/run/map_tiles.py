@@ -32,7 +32,7 @@ from topo_dask.graph.blend import (
     map_lazily,
     probed,
 )
-from topo_dask.graph.tiles import TileGrid, TilePlan, tile_blocks, tile_chunks, tile_grid
+from topo_dask.graph.tiles import CHUNK, TileGrid, TilePlan, tile_blocks, tile_chunks, tile_grid
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.run.execute import WINDOW, Engine, Order
@@ -48,7 +48,7 @@ from topo_dask.run.job import (
 )
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.models import load_model, model_mark, model_name
-from topo_dask.storage import AnyArray, open_array, output_chunks
+from topo_dask.storage import MAX_CHUNK, AnyArray, open_array, output_chunks
 
 Array = npt.NDArray[Any]
 
@@ -445,7 +445,8 @@ class _Work:
     def chunks(self) -> tuple[int, ...]:
         """Of the output."""
         if self.blocks is not None:
-            return output_chunks(self.blocks, self.tiles.shape)
+            longest = MAX_CHUNK if len(self.blocks) == 3 else CHUNK[len(self.blocks)]
+            return output_chunks(self.blocks, self.tiles.shape, longest=longest)
         return tile_chunks(self.tiles)
 
     def plan(self, ahead: int, blocks: Sequence[int] | None = None) -> TilePlan:

@@ -34,7 +34,7 @@ from topo_dask.run.files import BLOCK, input_mark, save_array, stored
 from topo_dask.run.job import Run, RunOptions, RunResult, open_run, published_already, speed
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.tile_table import NpyTile, TiffTile, TileTable, open_tile
-from topo_dask.storage import AnyArray, Geometry, Output, output_chunks
+from topo_dask.storage import MAX_CHUNK, AnyArray, Geometry, Output, output_chunks
 
 IMAGE_BLOCK = 1024
 """Edge of a block of an image, where none is given, in pixels; and the longest chunk."""
@@ -499,9 +499,8 @@ def _grid(blocks: Any, shape: tuple[int, ...]) -> BlockGrid:
 
 def _chunks(grid: BlockGrid, channels: int) -> tuple[int, ...]:
     before = (channels,) if channels else ()
-    if len(grid.shape) == 3 or max(grid.largest) > IMAGE_BLOCK:
-        return before + output_chunks(grid.largest, grid.shape)
-    return before + grid.largest
+    longest = MAX_CHUNK if len(grid.shape) == 3 else IMAGE_BLOCK
+    return before + output_chunks(grid.largest, grid.shape, longest=longest)
 
 
 def _geometry(placement: Placement) -> Geometry:
