@@ -20,7 +20,13 @@ from topo_dask.graph.fuse import unit_vectors
 from topo_dask.graph.stitch import numbered
 from topo_dask.graph.tiles import TileGrid, TilePlan, Touching
 from topo_dask.grid import Region, as_lengths
-from topo_dask.kernels.cpu.tiles import add_next_tile, add_tile, keep_largest, keep_nearest
+from topo_dask.kernels.cpu.tiles import (
+    add_next_tile,
+    add_tile,
+    keep_largest,
+    keep_nearest,
+    rounded,
+)
 
 Array = npt.NDArray[Any]
 Read = Callable[[Region], Array]
@@ -128,14 +134,14 @@ def _place(region: Region) -> str:
 
 
 def model_input(
-    tiles: TileGrid, number: int, block: Array, region: Region, beyond: str
+    tiles: TileGrid, tile: Region, block: Array, region: Region, beyond: str
 ) -> tuple[Array, tuple[int, ...], tuple[int, ...]]:
     """What a model sees of a tile.
 
     Parameters
     ----------
-    tiles, number
-        The tile.
+    tiles, tile
+        The tile, and all of them.
     block, region
         Part of the image ``[..., *axes]`` that holds it and its context, and where that lies.
     beyond
@@ -146,8 +152,7 @@ def model_input(
     A copy (a model may work in place), the index of its first voxel in the image, and the width
     of the context before the tile along each axis.
     """
-    tile = tiles.region(number)
-    read = tile.grow(tiles.context, within=tiles.shape)
+    read = tile.grow(tiles.context, within=tiles.shape) if any(tiles.context) else tile
     inside: tuple[Any, ...] = (..., *read.relative_to(region.start).slices)
     origin, before = read.start, tuple(a - b for a, b in zip(tile.start, read.start, strict=True))
     if beyond == "clip" or not any(tiles.context):
@@ -296,9 +301,9 @@ def apply_model(
     axes, window = len(tiles.shape), _Window(tiles, numbers, read)
     size = settings.batch or 1
     waiting: list[tuple[int, Array, tuple[int, ...], tuple[int, ...]]] = []
+    places: list[Region] = []
 
     def computed() -> Results:
-        places = [tiles.region(n) for n, *_ in waiting]
         results = _call(model, [w[1] for w in waiting], [w[2] for w in waiting], places, settings)
         for (number, given, _, before), tile, values in zip(waiting, places, results, strict=True):
             result = _checked(values, given, tile, settings, axes)
@@ -311,11 +316,14 @@ def apply_model(
             yield number, result
 
     for number in numbers:
-        given, origin, before = model_input(tiles, number, *window.part(number), settings.beyond)
+        tile = tiles.region(number)
+        given, origin, before = model_input(tiles, tile, *window.part(number), settings.beyond)
         if waiting and (len(waiting) == size or waiting[0][1].shape != given.shape):
             yield from computed()
             waiting.clear()
+            places.clear()
         waiting.append((number, given, origin, before))
+        places.append(tile)
     if waiting:
         yield from computed()
 
@@ -368,21 +376,18 @@ class _Collector:
 
     def __init__(self, touching: Touching, owner: int, settings: TileSettings) -> None:
         rows = touching.rows(owner)
-        self.ends = (touching.sizes[rows].cumsum() * math.prod(settings.leading)).tolist()
-        self.places = {touching.numbers[row]: n for n, row in enumerate(rows.tolist())}
+        self.numbers = [touching.numbers[row] for row in rows.tolist()]
+        ends = (touching.sizes[rows].cumsum() * math.prod(settings.leading)).tolist()
+        self.ends = [0, *ends]
         self.start, self.stop = touching.start[rows].tolist(), touching.stop[rows].tolist()
-        self.flat = np.empty(self.ends[-1] if self.ends else 0, dtype=settings.dtype)
+        self.flat = np.empty(self.ends[-1], dtype=settings.dtype)
 
-    def pair(self, number: int, tile: Region, values: Array) -> tuple[Array, Array] | None:
-        """The part of a tile here, and the same part of the tile itself; None if there is none."""
-        place = self.places.get(number)
-        if place is None:
-            return None
+    def pair(self, place: int, tile: Region, values: Array) -> tuple[Array, Array]:
+        """The part of a tile here, and the same part of the tile itself."""
         limits = zip(self.start[place], self.stop[place], tile.start, strict=True)
         inside: tuple[Any, ...] = (..., *(slice(a - o, b - o) for a, b, o in limits))
         there = values[inside]
-        end = self.ends[place]
-        return self.flat[end - there.size : end].reshape(there.shape), there
+        return self.flat[self.ends[place] : self.ends[place + 1]].reshape(there.shape), there
 
 
 class BlockParts:
@@ -403,24 +408,26 @@ class BlockParts:
             target: _Collector(plan.touching(target), block, settings)
             for target in plan.targets(block)
         }
+        self.places: dict[int, list[tuple[_Collector, int]]] = {}
+        for collector in self.by_block.values():
+            for place, number in enumerate(collector.numbers):
+                self.places.setdefault(number, []).append((collector, place))
 
     def add(self, number: int, values: Array) -> None:
         """Copy the parts of a tile ``[*channels, *tile shape]``."""
         tile = self.tiles.region(number)
-        for collector in self.by_block.values():
-            pair = collector.pair(number, tile, values)
-            if pair is not None:
-                pair[0][...] = pair[1]
+        for collector, place in self.places[number]:
+            here, there = collector.pair(place, tile, values)
+            here[...] = there
         self.done.append(number)
 
     def tile(self, number: int) -> Array:
         """A tile put together again from its parts."""
         tile = self.tiles.region(number)
         values = np.empty((*self.settings.leading, *tile.shape), dtype=self.settings.dtype)
-        for collector in self.by_block.values():
-            pair = collector.pair(number, tile, values)
-            if pair is not None:
-                pair[1][...] = pair[0]
+        for collector, place in self.places[number]:
+            here, there = collector.pair(place, tile, values)
+            there[...] = here
         return values
 
     @property
@@ -474,14 +481,14 @@ def fuse_parts(plan: TilePlan, block: int, parts: Parts, settings: TileSettings)
 _held = threading.local()
 
 
-def _scratch(name: str, size: int) -> npt.NDArray[np.float64]:
+def _scratch(dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
     """Memory for sums, kept by each thread: getting it anew costs as much as adding."""
     if size > MOST_HELD:
-        return np.empty(size)
-    held: npt.NDArray[np.float64] | None = getattr(_held, name, None)
+        return np.empty(size, dtype)
+    held: npt.NDArray[Any] | None = getattr(_held, dtype.name, None)
     if held is None or held.size < size:
-        held = np.empty(size)
-        setattr(_held, name, held)
+        held = np.empty(size, dtype)
+        setattr(_held, dtype.name, held)
     return held[:size]
 
 
@@ -506,7 +513,10 @@ class _Blender:
             if nearest:
                 self.state = np.full(shape[1:], np.iinfo(np.int64).max)
             return
-        self.total = _scratch("total", math.prod(shape)).reshape(shape)
+        # float32 holds all values of small types, and their means to half a unit.
+        small = self.dtype.itemsize <= 2
+        sums = np.dtype(np.float32 if small else np.float64)
+        self.total = _scratch(sums, math.prod(shape)).reshape(shape)
         if self.everything:
             self.before = plan.before(self.blend)
         else:
@@ -542,7 +552,7 @@ class _Blender:
             vectors = self.total.astype(np.float64, copy=False)
             return unit_vectors(vectors).astype(self.dtype, copy=False)
         if not self.kept and self.dtype.kind in "iub":
-            np.rint(self.total, out=self.total)
+            return rounded(self.total, self.working).view(self.dtype)
         return self.total.astype(self.dtype)
 
 

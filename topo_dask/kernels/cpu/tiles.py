@@ -1,7 +1,8 @@
 """Overlapping tiles into one block: mean with separable weights, largest value, nearest centre.
 
-Arrays have the axes channel, z, y, x; every tile is added in the caller's order, in float64, so
-that the result does not depend on who computes which tile when.
+Arrays have the axes channel, z, y, x; every tile is added in the caller's order, so that the result
+does not depend on who computes which tile when. Means are computed in the type of their array:
+float64, or float32 where that holds all values (of integers of 8 or 16 bits, and of float16).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from topo_dask.kernels.jit import compiled
 
-FLOAT = npt.NDArray[np.float64]
+FLOAT = npt.NDArray[Any]
 INT = npt.NDArray[np.int64]
 
 
@@ -21,8 +22,9 @@ INT = npt.NDArray[np.int64]
 def _move(mean: FLOAT, values: npt.NDArray[Any], share: FLOAT, count: int) -> None:
     """Move the first entries of a row towards the values by their share, and set the others."""
     mean[count:] = values[count:]
+    of_mean = mean.dtype.type
     for x in range(count):
-        value = np.float64(values[x])
+        value = of_mean(values[x])
         step = (value - mean[x]) * share[x]
         # An infinite value stays infinite, whichever tile comes first.
         mean[x] += step if abs(step) < np.inf else value
@@ -37,7 +39,8 @@ def add_tile(
     Parameters
     ----------
     mean, weights
-        ``[C,Z,Y,X]`` and ``[Z,Y,X]``: views of the block where the tile lies; 0 at first.
+        ``[C,Z,Y,X]``, float32 or float64, and float64 ``[Z,Y,X]``: views of the block where the
+        tile lies; 0 at first.
     values
         ``[C,Z,Y,X]``, any real type but float16.
     along
@@ -54,7 +57,7 @@ def add_tile(
     """
     channels, depth, height, width = values.shape
     wz, wy, wx = along
-    share = np.empty(width)
+    share = np.empty(width, mean.dtype)
     for z in range(depth):
         for y in range(height):
             row, sums = wz[z] * wy[y], weights[z, y]
@@ -97,7 +100,7 @@ def add_next_tile(
     """
     channels, depth, height, width = values.shape
     (wz, wy, wx), (bz, by, bx) = along, before
-    share, first, reached = np.empty(width), np.empty(width), 0
+    share, first, reached = np.empty(width, mean.dtype), np.empty(width, mean.dtype), 0
     for x in range(width):
         first[x] = wx[x] / (bx[x] + wx[x])
         if bx[x] > 0:
@@ -113,6 +116,25 @@ def add_next_tile(
                     _move(mean[c, z, y], values[c, z, y], share, width)
                 else:
                     _move(mean[c, z, y], values[c, z, y], first, reached)
+
+
+@compiled
+def _round(values: FLOAT, out: npt.NDArray[Any]) -> None:
+    for i in range(values.size):
+        out[i] = np.rint(values[i])
+
+
+def rounded(values: FLOAT, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """Values as whole numbers, halves to the even one.
+
+    Examples
+    --------
+    >>> rounded(np.array([[0.5, 1.5, 2.2]]), np.uint8)
+    array([[0, 2, 2]], dtype=uint8)
+    """
+    out = np.empty(values.shape, dtype=dtype)
+    _round(values.reshape(-1), out.reshape(-1))
+    return out
 
 
 @compiled
