@@ -432,7 +432,7 @@ def segment(
         Give background that one instance encloses to it, see `topo_dask.fill_holes`.
     keep_evidence
         Keep in ``output/evidence`` what `relabel` needs to make other labels in seconds: the part
-        of every voxel (about the size of the labels on disk) and a table of joins (57 bytes for
+        of every voxel (about twice the labels on disk) and a table of joins (57 bytes for
         each two parts that touch or end close together).
     halo
         Voxels around a block that its particles may cross without being handed over. It saves

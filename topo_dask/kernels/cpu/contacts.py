@@ -11,6 +11,40 @@ from topo_dask.kernels.cpu.labels import _doubled, _slot, compact
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.tables import DOT_REST, DOT_WHOLE, LARGEST_DOT, ContactTable
 
+STRIDE = 32
+"""Voxels of a row that are compared at once."""
+
+
+@compiled
+def _next(ones: Any, twos: Any, x: int, end: int) -> int:
+    """The first voxel from x on at which two rows have different labels, none of them 0."""
+    while x < end:
+        stop = min(x + STRIDE, end)
+        differ = np.int32(0)
+        for i in range(x, stop):  # no branch in it, so that several voxels are compared at once
+            differ |= ones[i] ^ twos[i]
+        if differ != 0:
+            for i in range(x, stop):
+                if ones[i] != twos[i] and ones[i] != 0 and twos[i] != 0:
+                    return i
+        x = stop
+    return end
+
+
+@compiled
+def _add(row: Any, f: Any, g: Any, axis: int, step: Any) -> None:
+    """Add a pair of voxels with flows f and g, the second after the first, to its contact."""
+    dot = np.float64(f[0]) * np.float64(g[0])
+    dot += np.float64(f[1]) * np.float64(g[1])
+    dot += np.float64(f[2]) * np.float64(g[2])
+    scaled = min(max(dot, -LARGEST_DOT), LARGEST_DOT) * DOT_WHOLE
+    whole = np.floor(scaled)
+    half = np.float32(0.5)
+    row[0] += 1
+    row[1] += np.int64(whole)
+    row[2] += np.int64(np.rint((scaled - whole) * DOT_REST))
+    row[3] += (step * f[axis] >= half) + (step * g[axis] <= -half)
+
 
 @compiled
 def _count(local: Any, flow4: Any, core: Any, step: Any, most: int) -> Any:
@@ -20,17 +54,16 @@ def _count(local: Any, flow4: Any, core: Any, step: Any, most: int) -> Any:
     pairs = np.zeros(512, np.uint64)
     rows = np.zeros((512, 4), np.int64)
     count = np.int32(0)
-    half = np.float32(0.5)
     for axis in range(3):
-        dz, dy, dx = axis == 0, axis == 1, axis == 2
+        dz, dy, dx = np.int64(axis == 0), np.int64(axis == 1), np.int64(axis == 2)
         for z in range(min(core[0], local.shape[0] - dz)):
             for y in range(min(core[1], local.shape[1] - dy)):
                 previous, row = np.uint64(0), 0
-                ones, twos = local[z, y], local[z + dz, y + dy, np.int64(dx) :]
-                for x in range(min(core[2], twos.size)):
+                ones, twos = local[z, y], local[z + dz, y + dy, dx:]
+                end = min(core[2], twos.size)
+                x = _next(ones, twos, 0, end)
+                while x < end:
                     one, two = ones[x], twos[x]
-                    if one == two or one == 0 or two == 0:
-                        continue
                     key = np.uint64(min(one, two)) * np.uint64(most) + np.uint64(max(one, two))
                     if key != previous:
                         previous = key
@@ -46,16 +79,8 @@ def _count(local: Any, flow4: Any, core: Any, step: Any, most: int) -> Any:
                             keys[at] = key
                             numbers[at] = count
                         row = numbers[at] - 1
-                    f, g = flow4[z, y, x], flow4[z + dz, y + dy, x + dx]
-                    dot = np.float64(f[0]) * np.float64(g[0])
-                    dot += np.float64(f[1]) * np.float64(g[1])
-                    dot += np.float64(f[2]) * np.float64(g[2])
-                    scaled = min(max(dot, -LARGEST_DOT), LARGEST_DOT) * DOT_WHOLE
-                    whole = np.floor(scaled)
-                    rows[row, 0] += 1
-                    rows[row, 1] += np.int64(whole)
-                    rows[row, 2] += np.int64(np.rint((scaled - whole) * DOT_REST))
-                    rows[row, 3] += (step * f[axis] >= half) + (step * g[axis] <= -half)
+                    _add(rows[row], flow4[z, y, x], flow4[z + dz, y + dy, x + dx], axis, step)
+                    x = _next(ones, twos, x + 1, end)
     return pairs[:count], rows[:count]
 
 
