@@ -266,17 +266,21 @@ def _paint_chunk(
     return _names_of(plan.labels[offsets[block] : offsets[block + 1]])[number]
 
 
+def _sought(wanted: Sequence[Wanted]) -> Int64:
+    """The instances that have small pieces anywhere."""
+    found = [np.unique(w.groups) for w in wanted if w.groups is not None]
+    return np.unique(np.concatenate(found))
+
+
 def _sought_runs(
     split: npt.NDArray[np.int32],
     core: Region,
     planned: tuple[SplitPlan, Int64],
-    wanted: Sequence[Wanted],
+    sought: Int64,
 ) -> LabelRuns:
-    """The runs of a chunk's large pieces of which some instance has small ones anywhere."""
-    instances = [w.groups for w in wanted if w.groups is not None]
+    """The runs of a chunk's large pieces of instances that have small ones."""
     runs = cpu.label_runs(split, origin=core.start)
-    some = np.isin(_group_of(planned[0], runs.ids), np.concatenate(instances))
-    return runs.take(some)
+    return runs.take(np.isin(_group_of(planned[0], runs.ids), sought))
 
 
 def _absorb_chunk(
@@ -313,8 +317,9 @@ def _split_lazily(labels: da.Array, ratio: float) -> da.Array:
         delayed(small_voxels)(chunk, painted, core.start)
         for chunk, painted, core in zip(chunks, split, grid, strict=True)
     ]
+    sought = delayed(_sought)(wanted)
     runs = [
-        delayed(_sought_runs)(painted, core, planned, wanted)
+        delayed(_sought_runs)(painted, core, planned, sought)
         for painted, core in zip(split, grid, strict=True)
     ]
     everything = delayed(join_runs)(runs, grid.shape)

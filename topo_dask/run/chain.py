@@ -64,7 +64,7 @@ class View:
         return cpu.renamed(numbers, load_array(self.names, memory_map=True))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ChainTask:
     """One block of a step that takes labels from one array to another."""
 

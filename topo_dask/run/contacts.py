@@ -25,7 +25,7 @@ FAN_IN = 64
 """Tables that one task adds up."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ContactTask:
     """One block whose contacts are wanted."""
 

@@ -22,7 +22,7 @@ Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FillTask:
     """One block of labels to write, with what was found for its voxels."""
 

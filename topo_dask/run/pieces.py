@@ -27,7 +27,7 @@ from topo_dask.run.nearest import FillTask, fill_block, find_nearest
 from topo_dask.storage import AnyArray, load_table, save_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PieceTask:
     """One block whose pieces are looked at.
 
