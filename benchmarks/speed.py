@@ -31,7 +31,7 @@ import stencil
 from common import Times
 
 import topo_dask
-from topo_dask.kernels.cpu import diffusion
+from topo_dask.kernels.cpu import diffusion, sweep
 from topo_dask.kernels.parallel import available_cores, starmap
 
 TITLE = "Speed of the kernels"
@@ -146,21 +146,25 @@ def sweeps(labels: Labels, threads: int, repetitions: int) -> dict[str, Times]:
     """Time ``N_ITER`` iterations, labelled and plain, from the same coordinates."""
     ids = np.unique(labels[labels > 0]).astype(np.uint64)
     most = np.full(ids.size, N_ITER)
-    # Not public: the sweep alone, without what comes before and after it.
-    domain, _ = diffusion._domain(labels, None, None, ids, most)
-    start = np.zeros(domain.local.shape, dtype=np.float32)
+    start = np.zeros([n + 2 for n in labels.shape], dtype=np.float32)
     start[1:-1, 1:-1, 1:-1] = np.arange(labels.shape[0], dtype=np.float32)[:, None, None]
-    start[domain.local == 0] = 0
+    start[1:-1, 1:-1, 1:-1][labels == 0] = 0
     plain = [np.zeros_like(start), np.zeros_like(start)]
-    flat = [field.ravel() for field in plain]
-
-    def reset() -> None:
-        plain[0][...], plain[1][...] = start, 0
-
+    weights = diffusion.weights_of((1.0, 1.0, 1.0))
     with starmap(threads) as run:
+        domain = diffusion.domain_of(labels, None, None, ids, most)
+        along_z = sweep.Start(np.float32, np.zeros(ids.size + 1, dtype=np.int64), axis=0)
+        fields = [domain.layout.fields([along_z], run, threads)]
+
+        def reset() -> None:
+            plain[0][...], plain[1][...] = start, 0
+            fields[0] = domain.layout.fields([along_z], run, threads)
+
         return common.interleaved(
             {
-                "labelled": lambda: domain.advance(list(flat), N_ITER, run, threads),
+                "labelled": lambda: domain.layout.advance(
+                    fields[0], (0, N_ITER), weights, run, threads
+                ),
                 "plain, simple loops": lambda: stencil.simple(plain, N_ITER, threads),
                 "plain, same cache blocking": lambda: stencil.blocked(plain, N_ITER, threads, run),
             },

@@ -14,7 +14,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from topo_dask.kernels.cpu.diffusion import STEPS_PER_PASS
+from topo_dask.kernels.cpu.sweep import STEPS_PER_PASS
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import Starmap, ranges
 

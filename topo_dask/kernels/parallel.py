@@ -12,7 +12,8 @@ from typing import Any
 Starmap = Callable[[Callable[..., Any], list[tuple[Any, ...]]], None]
 
 
-def _serial(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
+def serial(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
+    """Run ``function(*call)`` for every call, one after the other."""
     for call in calls:
         function(*call)
 
@@ -21,7 +22,7 @@ def _serial(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
 def starmap(threads: int) -> Iterator[Starmap]:
     """Give a function that runs ``function(*call)`` for every call, on ``threads`` threads."""
     if threads <= 1:
-        yield _serial
+        yield serial
         return
     with ThreadPoolExecutor(threads) as pool:
 

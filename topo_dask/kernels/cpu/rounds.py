@@ -13,8 +13,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from topo_dask.kernels.cpu.diffusion import TINY, _domain, _fill_relative, _unit
+from topo_dask.kernels.cpu.diffusion import (
+    TINY,
+    domain_of,
+    factors_of,
+    starts_of,
+    weights_of,
+)
 from topo_dask.kernels.cpu.labels import Integers
+from topo_dask.kernels.cpu.sweep import NEVER
 from topo_dask.kernels.parallel import starmap
 
 
@@ -50,6 +57,7 @@ def diffusion_round(
     core: tuple[slice, ...] | None = None,
     spatial_mask: npt.NDArray[Any] | None = None,
     potential: str = "coordinate",
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
     threads: int = 1,
 ) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float32]]:
     """Some iterations of `diffusion_flow`, and the flow of the instances that end among them.
@@ -64,7 +72,7 @@ def diffusion_round(
         are where instances have ended does not matter. ``None`` before the first.
     span
         The iterations.
-    ids, iterations, anchors, origin, core, spatial_mask, potential, threads
+    ids, iterations, anchors, origin, core, spatial_mask, potential, spacing, threads
         See `diffusion_flow`.
 
     Returns
@@ -86,42 +94,29 @@ def diffusion_round(
     >>> diffusion_round(labels, fields, span=Span(6, 12), **facts)[1][2, 0, 0]
     array([ 0.,  1.,  0., -1.,  0.], dtype=float32)
     """
-    domain, rows = _domain(labels, spatial_mask, core, ids, iterations)
-    total = domain.iterations
+    total = np.asarray(iterations, dtype=np.int64)
     ends = (total > span.first) & (total <= span.end)
     if span.first == 0:
         ends |= total == 0
-    ends[0] = False
-    left = np.where(ends, total - span.first, np.where(total > span.end, span.end - span.first, 0))
-    left[0] = 0
-    domain = replace(domain, iterations=left)
-    gradient = np.zeros((3, *domain.core[1]), dtype=np.float64)
-    nowhere = np.zeros((1, 3), dtype=np.int64)
-    anchor = np.concatenate((nowhere, np.asarray(anchors, dtype=np.int64)[rows]))
+    left = np.where(ends, total, span.end) - span.first
     relative = potential == "coordinate"
-    factors = anchor.astype(np.float64) if relative else np.ones(anchor.shape)
-    factors[~ends] = np.nan
-    # A sixth in float32 is too large by 2**-27 or so, every iteration; undo that.
-    undo = (6.0 * np.float64(np.float32(1 / 6))) ** -total.astype(np.float64)
-    undo[~ends] = np.nan
-    found = []
+    weights = weights_of(spacing)
     with starmap(threads) as run:
-        for number, dtype in enumerate(field_types(potential)):
-            start = np.zeros(domain.local.shape, dtype=dtype)
-            if fields is not None:
-                start[1:-1, 1:-1, 1:-1] = fields[number]
-            elif number == 0:
-                start[...] = domain.local > 0
-            else:
-                axis = number - 1
-                _fill_relative(domain.local, anchor[:, axis], origin[axis], axis, start)
-            into = [(axis, gradient[axis], factors[:, axis]) for axis in range(3)]
-            if number > 0:
-                into = [(number - 1, gradient[number - 1], undo)]
-            end = domain.derive(start.ravel(), into, run, threads)
-            (z, y, x), (nz, ny, nx) = domain.core
-            inside = end.reshape(start.shape)[1:-1, 1:-1, 1:-1]
-            found.append(inside[z : z + nz, y : y + ny, x : x + nx].copy())
-    flow = np.zeros(gradient.shape, dtype=np.float32)
-    _unit(gradient, TINY if relative else 0.0, flow)
-    return found, flow
+        going = np.where(ends | (total > span.end), left, -1)
+        domain = domain_of(labels, spatial_mask, core, ids, going, run, threads)
+        layout = domain.layout
+        shift = domain.by_number(np.asarray(anchors, dtype=np.int64)) - np.asarray(origin)
+        starts = starts_of(shift, potential)
+        if fields is not None:
+            pairs = zip(starts, fields, strict=True)
+            starts = [replace(start, begun=field) for start, field in pairs]
+        made = layout.fields(starts, run, threads)
+        made = layout.advance(made, (0, layout.total), weights, run, threads)
+        factors = factors_of(domain, anchors, total, spacing, potential)
+        factors[~domain.by_number(ends)] = np.nan
+        values = [f.even for f in made]
+        flow = domain.flow(values, factors, TINY if relative else 0.0, run, threads)
+    (z, y, x), (nz, ny, nx) = domain.core
+    inside = (slice(z, z + nz), slice(y, y + ny), slice(x, x + nx))
+    known = layout.begin[layout.local[inside]] != NEVER
+    return [np.where(known, layout.voxels(v)[inside], v.dtype.type(0)) for v in values], flow

@@ -1,0 +1,247 @@
+"""Rows of the labelled seven-point stencil, a vector at a time.
+
+Written in LLVM's own vectors, because compilers do not find this form of the loop: every load is
+aligned, the neighbours along x come out of registers, and the byte that says which neighbours
+count becomes one mask for a whole vector. A processor without such vectors gets shorter ones; the
+arithmetic, and so every bit, stays the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16
+"""Rows begin at multiples of so many voxels, and are worked on in groups of as many."""
+
+VECTOR_BYTES = 64
+"""A vector: 16 float32 or 8 float64."""
+
+INDEX = ir.IntType(64)
+BYTE = ir.IntType(8)
+
+
+def aligned(size: int, dtype: Any) -> npt.NDArray[Any]:
+    """Give an array whose first value, and so every row, lies on a multiple of a vector.
+
+    The values are whatever was there.
+    """
+    item = np.dtype(dtype).itemsize
+    raw = np.empty(size + VECTOR_BYTES // item, dtype=dtype)
+    first = (-raw.ctypes.data) % VECTOR_BYTES // item
+    return raw[first : first + size]
+
+
+class _Rows:
+    """Emits the instructions for rows of arrays that are given by name."""
+
+    def __init__(self, context: Any, builder: Any, arrays: dict[str, tuple[Any, Any]]) -> None:
+        self.builder = builder
+        self.data, self.element = {}, {}
+        for name, (kind, value) in arrays.items():
+            self.data[name] = context.make_array(kind)(context, builder, value).data
+            self.element[name] = context.get_data_type(kind.dtype)
+        self.lanes = VECTOR_BYTES // (arrays["old"][0].dtype.bitwidth // 8)
+        self.real = ir.VectorType(self.element["old"], self.lanes)
+        self.bytes = ir.VectorType(BYTE, self.lanes)
+        self.zero = ir.Constant(self.real, [0.0] * self.lanes)
+
+    def pointer(self, name: str, at: Any) -> Any:
+        """Where a value of an array is."""
+        return self.builder.gep(self.data[name], [at], source_etype=self.element[name])
+
+    def values(self, name: str, at: Any) -> Any:
+        """A vector of an array."""
+        return self.builder.load(self.pointer(name, at), align=VECTOR_BYTES, typ=self.real)
+
+    def flags(self, name: str, at: Any) -> Any:
+        """A vector of bytes."""
+        return self.builder.load(self.pointer(name, at), align=self.lanes, typ=self.bytes)
+
+    def has(self, flags: Any, bit: int) -> Any:
+        """In which bytes a bit is set."""
+        wanted = ir.Constant(self.bytes, [1 << bit] * self.lanes)
+        none = ir.Constant(self.bytes, [0] * self.lanes)
+        return self.builder.icmp_unsigned("!=", self.builder.and_(flags, wanted), none)
+
+    def shuffled(self, a: Any, b: Any, order: list[int]) -> Any:
+        """Take lanes of two vectors in some order."""
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), order)
+        return self.builder.shuffle_vector(a, b, mask)
+
+    def all_of(self, scalar: Any) -> Any:
+        """A vector of the same value everywhere."""
+        nothing = ir.Constant(self.real, ir.Undefined)
+        one = self.builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
+        return self.shuffled(one, nothing, [0] * self.lanes)
+
+    def flushed(self, value: Any, least: Any) -> Any:
+        """0 in place of what is smaller than ``least``: processors are slow with denormals."""
+        absolute = self.builder.call(self.function("fabs", 1), [value])
+        large = self.builder.fcmp_ordered(">=", absolute, least)
+        return self.builder.select(large, value, self.zero)
+
+    def mean(self, at: list[Any], moved: Any, triple: tuple[Any, ...], weights: list[Any]) -> Any:
+        """The weighted sum over a vector's neighbours; ``triple`` is it and its two sides."""
+        builder, lanes = self.builder, self.lanes
+        before, here, after = triple
+        centre, below, above, front, back = (builder.add(offset, moved) for offset in at)
+        linked = self.flags("links", centre)
+        walls = self.flags("walls", centre) if "walls" in self.data else None
+        pairs = (
+            (self.values("old", below), self.values("old", above)),
+            (self.values("old", front), self.values("old", back)),
+            (
+                self.shuffled(before, here, list(range(lanes - 1, 2 * lanes - 1))),
+                self.shuffled(here, after, list(range(1, lanes + 1))),
+            ),
+        )
+        total = None
+        for axis, (low, high) in enumerate(pairs):
+            both = self.counted(2 * axis, low, self.zero, here, linked, walls)
+            both = self.counted(2 * axis + 1, high, both, here, linked, walls)
+            total = self.times_plus(both, weights[axis], total)
+        return total
+
+    def counted(self, bit: int, value: Any, sum_: Any, here: Any, linked: Any, walls: Any) -> Any:
+        """Add to a sum a neighbour that is linked, or behind a wall the voxel itself."""
+        builder = self.builder
+
+        def added(what: Any) -> Any:
+            return what if sum_ is self.zero else builder.fadd(sum_, what)
+
+        if walls is not None:  # nothing flows through: as if the voxel itself were there
+            unlinked = builder.select(self.has(walls, bit), added(here), sum_)
+        else:
+            unlinked = sum_
+        return builder.select(self.has(linked, bit), added(value), unlinked)
+
+    def times_plus(self, value: Any, factor: Any, sum_: Any) -> Any:
+        """Value * factor + sum, rounded once."""
+        if sum_ is None:
+            return self.builder.fmul(value, factor)
+        return self.builder.call(self.function("fma", 3), [value, factor, sum_])
+
+    def function(self, name: str, arguments: int) -> Any:
+        """An operation of LLVM on vectors."""
+        kind = ir.FunctionType(self.real, (self.real,) * arguments)
+        name = f"llvm.{name}.v{self.lanes}{self.element['old'].intrinsic_name}"
+        insert: Any = cgutils.get_or_insert_function
+        return insert(self.builder.module, kind, name)
+
+    def loop(
+        self, centre: Any, rows: list[Any], each: Callable[[Any, tuple[Any, ...]], None]
+    ) -> None:
+        """Go through the groups of rows; what lies beyond a row's ends is a mirror image."""
+        builder, lanes = self.builder, self.lanes
+        count, width, first, end = rows
+        group, step = ir.Constant(INDEX, LANES), ir.Constant(INDEX, lanes)
+        first = builder.mul(first, group)
+        last = builder.sub(builder.mul(end, group), step)
+        beyond_all = builder.mul(count, width)
+        names = ("rows", "row", "head", "body", "end", "done")
+        outer, row, head, body, end, done = (builder.append_basic_block(n) for n in names)
+        entry = builder.block
+        builder.branch(outer)
+        builder.position_at_end(outer)
+        begin = builder.phi(INDEX)
+        begin.add_incoming(ir.Constant(INDEX, 0), entry)
+        builder.cbranch(builder.icmp_signed("<", begin, beyond_all), row, done)
+        builder.position_at_end(row)
+        from_here, to_here = builder.add(begin, first), builder.add(begin, last)
+        start = self.values("old", builder.add(centre, from_here))
+        mirrored = self.shuffled(start, start, [0] * lanes)
+        builder.branch(head)
+        builder.position_at_end(head)
+        moved, before, here = builder.phi(INDEX), builder.phi(self.real), builder.phi(self.real)
+        for phi, value in ((moved, from_here), (before, mirrored), (here, start)):
+            phi.add_incoming(value, row)
+        builder.cbranch(builder.icmp_signed("<", moved, to_here), body, end)
+        builder.position_at_end(body)
+        beyond = builder.add(moved, step)
+        after = self.values("old", builder.add(centre, beyond))
+        each(moved, (before, here, after))
+        for phi, value in ((moved, beyond), (before, here), (here, after)):
+            phi.add_incoming(value, builder.block)
+        builder.branch(head)
+        builder.position_at_end(end)
+        each(moved, (before, here, self.shuffled(here, here, [lanes - 1] * lanes)))
+        begin.add_incoming(builder.add(begin, width), builder.block)
+        builder.branch(outer)
+        builder.position_at_end(done)
+
+
+def _rows_of(names: tuple[str, ...], *, walled: bool, flush: bool) -> Any:
+    """What numba calls for rows: arrays by name, then offsets, which rows, and weights."""
+
+    def typed(kinds: tuple[Any, ...]) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            given = zip(signature.args, args, strict=True)
+            row = _Rows(context, builder, dict(zip(names, given, strict=False)))
+            at, rows, weights = (
+                [builder.extract_value(values, i) for i in range(count)]
+                for values, count in zip(args[len(names) :], (5, 4, 4), strict=True)
+            )
+            scale = [row.all_of(weight) for weight in weights]
+
+            def each(moved: Any, triple: tuple[Any, ...]) -> None:
+                value = row.mean(at, moved, triple, scale)
+                if flush:
+                    value = row.flushed(value, scale[3])
+                where = row.pointer("new", builder.add(at[0], moved))
+                where = builder.bitcast(where, row.real.as_pointer())
+                builder.store(value, where, align=VECTOR_BYTES)
+
+            row.loop(at[0], rows, each)
+            return context.get_dummy_value()
+
+        return types.void(*kinds), generate
+
+    # numba reads the names of the arguments
+    if walled:
+
+        def with_walls(
+            _context: Any, new: Any, old: Any, links: Any, walls: Any, at: Any, rows: Any, by: Any
+        ) -> Any:
+            return typed((new, old, links, walls, at, rows, by))
+
+        return with_walls
+
+    def without(_context: Any, new: Any, old: Any, links: Any, at: Any, rows: Any, by: Any) -> Any:
+        return typed((new, old, links, at, rows, by))
+
+    return without
+
+
+_FREE = ("new", "old", "links")
+_WALLED = ("new", "old", "links", "walls")
+
+
+relax_rows: Any = intrinsic(_rows_of(_FREE, walled=False, flush=False))
+"""Replace rows by the weighted means of the linked neighbours.
+
+Arguments: the flat arrays ``new`` and ``old``; ``links``, of which bit 0..5 of a voxel say whether
+its neighbour z-, z+, y-, y+, x-, x+ counts; the offsets of the first row, and of the rows below,
+above, in front of and behind it; how many rows, from one to the next, and the first and end of
+their groups of `LANES`; the weights along z, y, x, and the size below which a mean becomes 0 in
+the functions that flush.
+"""
+
+flush_rows: Any = intrinsic(_rows_of(_FREE, walled=False, flush=True))
+"""`relax_rows`; tiny means become 0, because processors are slow with the tiniest."""
+
+relax_walled_rows: Any = intrinsic(_rows_of(_WALLED, walled=True, flush=False))
+"""`relax_rows` where a voxel itself stands for the neighbours whose bit is in ``walls``.
+
+``walls`` is the argument after ``links``.
+"""
+
+flush_walled_rows: Any = intrinsic(_rows_of(_WALLED, walled=True, flush=True))
+"""`relax_walled_rows`; tiny means become 0."""

@@ -1,0 +1,504 @@
+"""Sweeps over all instances of an array at once, whatever their number.
+
+One byte a voxel says which of its six neighbours belong to the same instance, so that a sweep
+never compares labels. Several iterations are made per pass over memory: in a strip of rows each
+plane is advanced as soon as its neighbours are, so that the rows in work stay in cache whatever
+the size of the array; on several threads in slabs whose iterations shrink away from the cut, the
+gap between them being filled afterwards. Instances that need fewer iterations than others begin
+later, so that all end together. None of this changes a single addition: the result is bit for bit
+that of plain Jacobi iteration of each instance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from numba import literal_unroll
+
+from topo_dask.kernels.cpu.rows import (
+    LANES,
+    aligned,
+    flush_rows,
+    flush_walled_rows,
+    relax_rows,
+    relax_walled_rows,
+)
+from topo_dask.kernels.jit import compiled
+from topo_dask.kernels.parallel import Starmap, ranges
+
+STEPS_PER_PASS = 8
+"""Iterations made in one pass over memory."""
+
+CACHE_BYTES = 2**21
+"""What the rows in work may take. They need not stay in the second-level cache, only near it."""
+
+TINIEST = 2.0**-100
+"""What is smaller after a pass becomes 0: in eight iterations it does not reach the denormal
+numbers of float32, with which processors are slow."""
+
+CACHE_WAY = 2**17
+"""Bytes after which the second-level cache (of 1 MiB in 8 ways, for one) uses the same places."""
+
+NEVER = 2**31 - 1
+"""The time at which instances that nobody asked for begin."""
+
+
+class Space(NamedTuple):
+    """What all fields of an array share; rows of its voxels are padded to whole groups."""
+
+    grid: tuple[int, int, int, int, int]  # nz, ny, nx, from plane to plane, from row to row
+    links: Any  # uint8 a voxel, padded: which neighbours are of the same instance
+    walls: Any  # the same for no-flux walls; empty if there are none
+    rows: Any  # int32 [rows, 4]: first begin; the groups of voxels of interest; whether walled
+    runs: Any  # int32 [R, 4]: when a run of voxels begins; its first and end x; its number
+    first_run: Any  # int64 a row: where its runs are, by time; the last of them never begins
+
+
+class Field(NamedTuple):
+    """A field of an array, before and after an iteration."""
+
+    even: Any  # float32 or float64, flat, padded; after an even number of iterations of a pass
+    odd: Any
+    next_run: Any  # int64 a row: the run that begins next
+    axis: int  # along which it starts as a coordinate; -1: it starts as ``one``
+    one: float
+    zero_at: Any  # int64 by number: where that coordinate is 0
+    tiniest: float  # what is smaller after a pass becomes 0
+    start: Any  # the field that instances begin with; empty: the coordinate or ``one``
+
+
+@compiled
+def _link(local: Any, planes: Any, space: Any) -> None:
+    """Set bit 0..5 (z-, z+, y-, y+, x-, x+) where that neighbour belongs to the same instance.
+
+    A neighbour beyond the array counts as linked: the sweep sees a mirror image there, which is
+    the no-flux condition.
+    """
+    nz, ny, nx, stride, width = space.grid
+    links = space.links
+    for z in range(planes[0], planes[1]):
+        for y in range(ny):
+            here = local[z, y]
+            below, above = local[max(z - 1, 0), y], local[min(z + 1, nz - 1), y]
+            front, back = local[z, max(y - 1, 0)], local[z, min(y + 1, ny - 1)]
+            at = z * stride + y * width
+            out = links[at : at + width]
+            for x in range(nx):
+                k = here[x]
+                byte = np.uint8(below[x] == k)
+                byte |= np.uint8(above[x] == k) << np.uint8(1)
+                byte |= np.uint8(front[x] == k) << np.uint8(2)
+                byte |= np.uint8(back[x] == k) << np.uint8(3)
+                out[x] = byte if k != 0 else np.uint8(0)
+            for x in range(nx - 1):
+                same = (here[x] == here[x + 1]) & (here[x] != 0)
+                out[x] |= np.uint8(same) << np.uint8(5)
+            for x in range(1, nx):
+                same = (here[x] == here[x - 1]) & (here[x] != 0)
+                out[x] |= np.uint8(same) << np.uint8(4)
+            out[0] |= np.uint8(16 * (here[0] != 0))
+            out[nx - 1] |= np.uint8(32 * (here[nx - 1] != 0))
+            out[nx:] = 0
+
+
+@compiled
+def _wall(local: Any, annotated: Any, planes: Any, space: Any) -> None:
+    """Set bit 0..5 where that neighbour, inside the array, is unannotated and of another object."""
+    nz, ny, nx, stride, width = space.grid
+    walls, rows = space.walls, space.rows
+    for z in range(planes[0], planes[1]):
+        for y in range(ny):
+            row = z * ny + y
+            at = z * stride + y * width
+            out = walls[at : at + width]
+            out[:] = 0
+            found = np.uint8(0)
+            for x in range(nx):
+                k = local[z, y, x]
+                if k == 0:
+                    continue
+                byte = 0
+                if z > 0 and not annotated[z - 1, y, x]:
+                    byte |= (local[z - 1, y, x] != k) << 0
+                if z < nz - 1 and not annotated[z + 1, y, x]:
+                    byte |= (local[z + 1, y, x] != k) << 1
+                if y > 0 and not annotated[z, y - 1, x]:
+                    byte |= (local[z, y - 1, x] != k) << 2
+                if y < ny - 1 and not annotated[z, y + 1, x]:
+                    byte |= (local[z, y + 1, x] != k) << 3
+                if x > 0 and not annotated[z, y, x - 1]:
+                    byte |= (local[z, y, x - 1] != k) << 4
+                if x < nx - 1 and not annotated[z, y, x + 1]:
+                    byte |= (local[z, y, x + 1] != k) << 5
+                out[x] = byte
+                found |= np.uint8(byte)
+            rows[row, 3] = found != 0
+
+
+@compiled
+def _find_runs(local: Any, begin: Any, planes: Any, space: Any, count: Any) -> None:
+    """Each row's span and beginning; its late runs into ``space.runs``, or only their number.
+
+    ``count`` ``[rows]`` is written while ``space.runs`` is empty, and read afterwards.
+    """
+    _, ny, nx, _, _ = space.grid
+    rows, runs, first_run = space.rows, space.runs, space.first_run
+    for z in range(planes[0], planes[1]):
+        for y in range(ny):
+            row = z * ny + y
+            earliest, low, high, late = NEVER, nx, 0, 0
+            x = 0
+            while x < nx:
+                k = local[z, y, x]
+                first = x
+                while x < nx and local[z, y, x] == k:
+                    x += 1
+                if k == 0 or begin[k] == NEVER:
+                    continue
+                low, high, earliest = min(low, first), x, min(earliest, begin[k])
+                if begin[k] > 0:
+                    if runs.size:  # sorted by time, as they come
+                        at = first_run[row] + late
+                        while at > first_run[row] and runs[at - 1, 0] > begin[k]:
+                            runs[at] = runs[at - 1]
+                            at -= 1
+                        runs[at, 0], runs[at, 1] = begin[k], first
+                        runs[at, 2], runs[at, 3] = x, k
+                    late += 1
+            count[row] = late
+            rows[row, 0] = earliest
+            rows[row, 1] = low // LANES
+            rows[row, 2] = -(-high // LANES)
+            if runs.size:
+                runs[first_run[row] + late, 0] = NEVER
+
+
+@compiled
+def _begin(field: Any, local: Any, begin: Any, planes: Any, space: Any) -> None:
+    """Write the values with which instances start that begin at once."""
+    values, start, zero_at = field.even, field.start, field.zero_at
+    rows = space.rows
+    _, ny, nx, stride, width = space.grid
+    for z in range(planes[0], planes[1]):
+        for y in range(ny):
+            row = z * ny + y
+            if rows[row, 0] != 0:
+                continue
+            at = z * stride + y * width
+            for x in range(nx):
+                k = local[z, y, x]
+                if k == 0 or begin[k] != 0:
+                    values[at + x] = 0
+                elif start.size:
+                    values[at + x] = start[at + x]
+                elif field.axis < 0:
+                    values[at + x] = field.one
+                else:
+                    values[at + x] = (z, y, x)[field.axis] - zero_at[k]
+            values[at + nx : at + width] = 0
+            if nx < width:
+                values[at + nx] = values[at + nx - 1]
+
+
+@compiled
+def _begin_late(
+    values: Any, next_run: Any, runs: Any, start: Any, zero_at: Any, how: Any, at: Any
+) -> None:
+    """Write the start values of those runs of some rows of a plane that begin now."""
+    axis, one = how
+    plane, first, end, time, _, grid = at
+    _, ny, nx, stride, width = grid
+    for y in range(first, end):
+        row = plane * ny + y
+        run = next_run[row]
+        if runs[run, 0] != time:
+            continue
+        here = plane * stride + y * width
+        while runs[run, 0] == time:
+            low, high, k = np.int64(runs[run, 1]), np.int64(runs[run, 2]), runs[run, 3]
+            for x in range(low, high):
+                i = here + x
+                if start.size:
+                    values[i] = start[i]
+                elif axis < 0:
+                    values[i] = one
+                else:
+                    values[i] = (plane, y, x)[axis] - zero_at[k]
+            run += 1
+        next_run[row] = run
+        if nx < width:
+            values[here + nx] = values[here + nx - 1]
+
+
+@compiled
+def _advance_rows(
+    old: Any, new: Any, links: Any, walls: Any, rows: Any, at: Any, weights: Any
+) -> None:
+    """Advance some rows of a plane to a time."""
+    plane, first, end, time, flush, grid = at
+    nz, ny, nx, stride, width = grid
+    one = old.dtype.type
+    scale = one(weights[0]), one(weights[1]), one(weights[2]), one(weights[3])
+    y = first
+    while y < end:
+        row = plane * ny + y
+        if rows[row, 0] >= time:
+            y += 1
+            continue
+        low, high = np.int64(rows[row, 1]), np.int64(rows[row, 2])
+        walled = walls.size and rows[row, 3]
+        here = plane * stride + y * width
+        count = 1
+        if 0 < y < ny - 1:  # all that follow and are alike
+            while (
+                y + count < min(end, ny - 1)
+                and rows[row + count, 0] < time
+                and rows[row + count, 1] == low
+                and rows[row + count, 2] == high
+                and rows[row + count, 3] == rows[row, 3]
+            ):
+                count += 1
+        offsets = (
+            here,
+            here - stride if plane > 0 else here,
+            here + stride if plane < nz - 1 else here,
+            here - width if y > 0 else here,
+            here + width if y < ny - 1 else here,
+        )
+        alike = count, width, low, high
+        if walled and flush:
+            flush_walled_rows(new, old, links, walls, offsets, alike, scale)
+        elif walled:
+            relax_walled_rows(new, old, links, walls, offsets, alike, scale)
+        elif flush:
+            flush_rows(new, old, links, offsets, alike, scale)
+        else:
+            relax_rows(new, old, links, offsets, alike, scale)
+        if nx < width:  # the image behind the last voxel
+            for image in range(here + nx, here + nx + count * width, width):
+                new[image] = new[image - 1]
+        y += count
+
+
+# In the next two arrays are taken out of their tuples once: each time costs two atomic counts.
+
+
+@compiled
+def _advance_field(field: Any, space: Any, weights: Any, slab: Any, time: int, steps: int) -> None:
+    first, end, cut_first, cut_end = slab
+    links, walls, rows, runs = space.links, space.walls, space.rows, space.runs
+    grid = space.grid
+    ny, width = grid[1], grid[4]
+    even, odd, next_run = field.even, field.odd, field.next_run
+    start, zero_at, how = field.start, field.zero_at, (field.axis, field.one)
+    by = (*weights, field.tiniest)
+    row_bytes = 2 * (steps + 2) * width * even.itemsize
+    strip = max(16, CACHE_BYTES // row_bytes - steps)
+    for top in range(0, ny + steps - 1, strip):
+        for front in range(first, end + steps - 1):
+            for step in range(steps):
+                plane = front - step
+                if plane < first + step * cut_first or plane >= end - step * cut_end:
+                    continue
+                low, high = max(0, top - step), min(ny, top + strip - step)
+                at = (plane, low, high, time + step + 1, step == steps - 1, grid)
+                if step % 2 == 0:
+                    _advance_rows(even, odd, links, walls, rows, at, by)
+                    _begin_late(odd, next_run, runs, start, zero_at, how, at)
+                else:
+                    _advance_rows(odd, even, links, walls, rows, at, by)
+                    _begin_late(even, next_run, runs, start, zero_at, how, at)
+
+
+@compiled
+def _fill_gap(field: Any, space: Any, weights: Any, cut: int, time: int, steps: int) -> None:
+    links, walls, rows, runs = space.links, space.walls, space.rows, space.runs
+    grid = space.grid
+    even, odd, next_run = field.even, field.odd, field.next_run
+    start, zero_at, how = field.start, field.zero_at, (field.axis, field.one)
+    by = (*weights, field.tiniest)
+    for step in range(1, steps):
+        for plane in range(cut - step, cut + step):
+            at = (plane, 0, grid[1], time + step + 1, step == steps - 1, grid)
+            if step % 2 == 0:
+                _advance_rows(even, odd, links, walls, rows, at, by)
+                _begin_late(odd, next_run, runs, start, zero_at, how, at)
+            else:
+                _advance_rows(odd, even, links, walls, rows, at, by)
+                _begin_late(even, next_run, runs, start, zero_at, how, at)
+
+
+@compiled
+def _advance_slab(fields: Any, space: Any, weights: Any, slab: Any, time: int, steps: int) -> None:
+    """Make ``steps`` iterations of the planes of a slab ``(first, end, cut_first, cut_end)``.
+
+    At a cut to a neighbouring slab each iteration stops one plane earlier than the one before, so
+    that slabs never read what another thread writes. Strips lean the same way, one row each
+    iteration.
+    """
+    for field in literal_unroll(fields):
+        _advance_field(field, space, weights, slab, time, steps)
+
+
+@compiled
+def _advance_gap(fields: Any, space: Any, weights: Any, cut: int, time: int, steps: int) -> None:
+    """Make the iterations that two slabs left out at the cut between them."""
+    for field in literal_unroll(fields):
+        _fill_gap(field, space, weights, cut, time, steps)
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a field is at the beginning.
+
+    Parameters
+    ----------
+    dtype
+        float32 or float64.
+    zero_at
+        int64 by number of instance: where along ``axis`` its coordinate is 0.
+    axis
+        Along which it is a coordinate; -1: it is ``one`` in all instances.
+    one
+        See there.
+    begun
+        ``[nz, ny, nx]``: the field itself instead.
+    tiniest
+        What is smaller becomes 0 now and then.
+    """
+
+    dtype: Any
+    zero_at: npt.NDArray[np.int64]
+    axis: int = -1
+    one: float = 1.0
+    begun: npt.NDArray[Any] | None = None
+    tiniest: float = TINIEST
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The voxels of an array, laid out for sweeps."""
+
+    local: npt.NDArray[np.int32]  # [nz, ny, nx]: numbers of instances, 0 for background
+    begin: npt.NDArray[np.int64]  # by number: when the instance begins; NEVER if not at all
+    total: int  # iterations from the first beginning to the common end
+    space: Space
+
+    def fields(self, starts: list[Start], run: Starmap, threads: int) -> tuple[Field, ...]:
+        """Fields of this array at time 0."""
+        nz, size = self.space.grid[0], self.space.links.size
+        made = []
+        for start in starts:
+            begun = np.zeros(0, start.dtype) if start.begun is None else self.padded(start.begun)
+            made.append(
+                Field(
+                    aligned(size, start.dtype),
+                    aligned(size, start.dtype),
+                    self.space.first_run[:-1].copy(),
+                    start.axis,
+                    start.one,
+                    start.zero_at,
+                    start.tiniest,
+                    begun,
+                )
+            )
+            calls = [(made[-1], self.local, self.begin, p, self.space) for p in ranges(nz, threads)]
+            run(_begin, calls)
+        return tuple(made)
+
+    def padded(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """An array of the voxels as sweeps have it, flat."""
+        nz, ny, nx, stride, width = self.space.grid
+        made = np.zeros((nz, stride), dtype=values.dtype)
+        made[:, : ny * width].reshape(nz, ny, width)[:, :, :nx] = values
+        return made.ravel()
+
+    def voxels(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The view ``[nz, ny, nx]`` of a padded flat array."""
+        nz, ny, nx, stride, width = self.space.grid
+        planes = values.reshape(nz, stride)[:, : ny * width]
+        return planes.reshape(nz, ny, width)[:, :, :nx]
+
+    def advance(
+        self,
+        fields: tuple[Field, ...],
+        span: tuple[int, int],
+        weights: tuple[float, float, float],
+        run: Starmap,
+        threads: int,
+    ) -> tuple[Field, ...]:
+        """Bring fields from one time to another; the result is in ``even``."""
+        nz = self.space.grid[0]
+        cuts = ranges(nz, min(threads, nz // (2 * STEPS_PER_PASS)))
+        time, end = span
+        while time < end:
+            steps = min(STEPS_PER_PASS, end - time)
+            common = (fields, self.space, weights)
+            slabs = [(a, b, int(a > 0), int(b < nz)) for a, b in cuts]
+            run(_advance_slab, [(*common, slab, time, steps) for slab in slabs])
+            run(_advance_gap, [(*common, a, time, steps) for a, _ in cuts[1:]])
+            if steps % 2:
+                fields = tuple(f._replace(even=f.odd, odd=f.even) for f in fields)
+            time += steps
+        return fields
+
+
+def _stride(plane: int) -> int:
+    """Values from one plane to the next: planes in work shall not share places of the cache."""
+    stride = plane
+    while True:
+        turns = np.arange(1, 9) * (4 * stride / CACHE_WAY)
+        if np.abs(turns - np.rint(turns)).min() >= min(0.05, plane / CACHE_WAY):
+            return stride
+        stride += LANES
+
+
+def lay_out(
+    local: npt.NDArray[np.int32],
+    iterations: npt.NDArray[np.int64],
+    annotated: npt.NDArray[np.bool_] | None,
+    run: Starmap,
+    threads: int,
+) -> Layout:
+    """Lay out an array for sweeps.
+
+    Parameters
+    ----------
+    local
+        ``[nz, ny, nx]``: numbers of instances, 0 for background.
+    iterations
+        By number: how many each instance is to make; negative: none of interest.
+    annotated
+        ``[nz, ny, nx]``, where neighbours are annotated; ``None``: everywhere.
+    run, threads
+        See `starmap`.
+    """
+    nz, ny, nx = local.shape
+    total = max(0, int(iterations.max(initial=0)))
+    begin = np.where(iterations >= 0, total - iterations, NEVER)
+    begin[0] = NEVER
+    rows, width = nz * ny, -(-nx // LANES) * LANES
+    stride = _stride(ny * width)
+    size = nz * stride
+    walls = 0 if annotated is None else size
+    space = Space(
+        (nz, ny, nx, stride, width),
+        aligned(size, np.uint8),
+        aligned(walls, np.uint8),
+        np.zeros((rows, 4), dtype=np.int32),
+        np.zeros((0, 4), dtype=np.int32),
+        np.zeros(rows + 1, dtype=np.int64),
+    )
+    parts = ranges(nz, threads)
+    run(_link, [(local, part, space) for part in parts])
+    if annotated is not None:
+        run(_wall, [(local, annotated, part, space) for part in parts])
+    late = np.zeros(rows, dtype=np.int64)
+    run(_find_runs, [(local, begin, part, space, late) for part in parts])
+    np.cumsum(late + 1, out=space.first_run[1:])
+    space = space._replace(runs=np.zeros((int(space.first_run[-1]), 4), dtype=np.int32))
+    run(_find_runs, [(local, begin, part, space, late) for part in parts])
+    return Layout(local, begin, total, space)
