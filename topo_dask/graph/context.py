@@ -174,8 +174,8 @@ TASK_SECONDS = 0.02
 ROUND_LENGTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Iterations a round that are compared."""
 
-MOST_COMPARISONS = 2e8
-"""Blocks looked at times instances: some seconds."""
+MOST_COMPARISONS = 5e7
+"""Blocks looked at times instances: a second or two."""
 
 
 @dataclass(frozen=True, repr=False)
