@@ -457,6 +457,29 @@ def test_flows_in_rounds_are_equal_to_the_bit(
     assert_array_equal(flow, whole)
 
 
+@hypothesis.settings(max_examples=max(20, hypothesis.settings.default.max_examples // 10))
+@given(data=st.data())
+def test_poisson_flows_of_blocks_are_those_of_the_whole_volume(data: st.DataObject) -> None:
+    """By rounds between blocks, with a halo down to a voxel; pieces without a border get none."""
+    labels = data.draw(label_volumes(max_side=9))
+    mask = data.draw(spatial_masks(labels.shape))
+    whole = topo_dask.generate_diffusion_flows(labels, spatial_mask=mask, potential="poisson")
+    blocks = fewer_blocks(data.draw(block_shapes(labels.shape)), labels.shape, 8)
+    shortest = [
+        min(b, n % b or b) if b < n else n for b, n in zip(blocks, labels.shape, strict=True)
+    ]
+    flow = flows_of_store(
+        labels,
+        blocks,
+        "sync",
+        mask,
+        potential="poisson",
+        context=data.draw(st.sampled_from(["auto", 1, 2, 5])),
+        overlap=tuple(data.draw(st.sampled_from([0, n])) for n in shortest),
+    )
+    assert_allclose(flow, whole, rtol=0, atol=TOLERANCE)
+
+
 @given(data=st.data())
 def test_direct_flows_are_equal_to_the_bit(engines: dict[str, Engine], data: st.DataObject) -> None:
     labels = data.draw(label_volumes(max_side=12))

@@ -120,6 +120,7 @@ def gone(pid: int) -> bool:
         ("flows", "flows", {"overlap": 4, "cluster": "threads"}),
         ("flows", "fuse", {"overlap": 4}),
         ("flows", "round-2", {"rounds": 8, "cluster": "threads"}),
+        ("flows", "schwarz-3", {"potential": "poisson", "cluster": "threads"}),
         ("segment", "track", {"cluster": "threads"}),
         ("segment", "track-2", {}),
         ("segment", "cells", {"cluster": "processes"}),
@@ -148,7 +149,7 @@ def test_a_killed_run_goes_on(
     call(run, inputs, out, resume=True, progress=True, **{**options, "cluster": "sync"})
     again = stages_done(capsys.readouterr().err)
     # What stood in the ledger is not done again; so at most what was under way is.
-    some = stage in ("edges", "track-2", "round-2")
+    some = stage in ("edges", "track-2", "round-2", "schwarz-3")
     total = done + again.get(stage, 0) if some else N_BLOCKS
     assert done + again.get(stage, 0) == total
     for finished in ledger.keys() - {stage}:

@@ -108,13 +108,13 @@ def choose_read(
 
 
 def check_blocks(settings: FlowSettings, count: int) -> None:
-    """Raise InvalidArgument if a potential that no context makes exact is cut into blocks."""
+    """Raise InvalidArgument if a potential that no context makes exact is cut into chunks."""
     if settings.method == "diffusion" and settings.potential == "poisson" and count > 1:
         raise InvalidArgument(
             "potential",
-            f"'poisson' for a volume in {count} blocks",
-            "one block: each instance is solved whole",
-            "Make the blocks as large as the volume, or choose potential='heat'.",
+            f"'poisson' for a dask array in {count} chunks",
+            "one chunk: each instance is solved whole",
+            "Rechunk it, or use topo_dask.flows, which solves in rounds; or choose 'heat'.",
         )
 
 

@@ -17,8 +17,8 @@ from topo_dask.graph.annotated import (
     pointed_at,
 )
 from topo_dask.graph.check import check_labels, check_same_shape
-from topo_dask.graph.context import Choice, choose_context
-from topo_dask.graph.flows import Piece, check_blocks, choose_read, flow_of_block, rows_in
+from topo_dask.graph.context import Choice, choose_context, choose_halo
+from topo_dask.graph.flows import Piece, choose_read, flow_of_block, rows_in
 from topo_dask.graph.fuse import add_weighted, unit_vectors
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels import cpu
@@ -45,6 +45,7 @@ from topo_dask.run.job import (
 )
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.rounds import flow_of_rounds, run_rounds
+from topo_dask.run.schwarz import Solved, flow_of_potential, run_schwarz
 from topo_dask.storage import load_table, output_chunks, save_table
 
 FLOW_TYPES = ("float32", "float16")
@@ -91,6 +92,8 @@ def point_all(job: FlowJob) -> int:
 
 
 def _flow(job: FlowJob, core: Region) -> npt.NDArray[np.float32]:
+    if job.rounds is not None:
+        return flow_of_potential(job, core)
     table = load_instances(job.facts)
     labels = job.read(core)
     if not labels.any():
@@ -110,7 +113,10 @@ def _flow(job: FlowJob, core: Region) -> npt.NDArray[np.float32]:
 def make_block(task: Task) -> int:
     """Stage flows, without overlap: the flow of a block into the output."""
     job, core = task.job, task.job.grid.region(task.number)
-    job.write(core, _flow(job, core) if job.rounds is None else flow_of_rounds(job, task.number))
+    if job.rounds is not None and job.settings.potential != "poisson":
+        job.write(core, flow_of_rounds(job, task.number))
+    else:
+        job.write(core, _flow(job, core))
     return core.size
 
 
@@ -187,7 +193,9 @@ def flows(
         Voxels that neighbouring tiles share and blend with cosine weights; less than a block.
     context, tolerance
         Voxels computed around each tile and thrown away; "auto" keeps every component within
-        ``tolerance`` of the whole volume's field, ``context=n_iter`` is exact to the bit.
+        ``tolerance`` of the whole volume's field, ``context=n_iter`` is exact to the bit. With
+        ``potential="poisson"`` the halo of the blocks, which are solved in rounds until the whole
+        volume's potential is reached.
     rounds
         Instead of a context: rounds of so many iterations, after which blocks read each other's
         fields; exact to the bit. "auto" takes the cheapest number; ``None`` takes rounds where
@@ -238,7 +246,6 @@ def flows(
     source = open_input(labels, argument="labels", axes=3)
     check_labels(source)
     grid = options.grid(tuple(int(n) for n in source.shape))
-    check_blocks(settings, len(grid))
     mask = open_mask(spatial_mask, grid.shape)
     shared = _checked_overlap(overlap, grid, settings)
     place = options.output(output, [source, mask])
@@ -307,7 +314,7 @@ def run_stages(
     inputs: list[Any],
     mark: str,
     given: InstanceTable | None = None,
-) -> list[tuple[int, Choice | None]]:
+) -> list[tuple[int, Choice | Solved | None]]:
     """Run all stages of one volume, or of all classes of a stack.
 
     Gives for each the number of instances, and how blocks got what lies around them.
@@ -342,32 +349,36 @@ def run_stages(
     if cut:
         ledger.run(engine, "centres", facts, point_block, **tasks(cut))
         ledger.run(engine, "pointed", facts, point_all, cut)
-    choices = [choose(job) for job in jobs]
-    jobs = [
-        job if choice is None or not choice.rounds else run_rounds(run, job, choice.rounds, mark)
-        for job, choice in zip(jobs, choices, strict=True)
-    ]
+    prepared = [_prepared(run, job, mark) for job in jobs]
+    jobs = [job for job, _ in prepared]
     written = fingerprint(mark, run.output.identity)
     if any(jobs[0].overlap):
         ledger.run(engine, "flows", mark, make_tile, **tasks(jobs))
         ledger.run(engine, "fuse", written, fuse_block, **tasks(jobs))
     else:
         ledger.run(engine, "flows", written, make_block, **tasks(jobs))
-    return list(zip(counts, choices, strict=True))
+    return [(count, how) for count, (_, how) in zip(counts, prepared, strict=True)]
 
 
-def choose(job: FlowJob) -> Choice | None:
-    """A context or rounds, by the instances that there are; ``None`` where neither is needed."""
-    if job.settings.method == "direct" or job.settings.potential == "poisson":
-        return None
-    return choose_context(
+def _prepared(run: Run, job: FlowJob, mark: str) -> tuple[FlowJob, Choice | Solved | None]:
+    """Make the rounds of a volume, where it goes by rounds; and how blocks see around them."""
+    if job.settings.method == "direct":
+        return job, None
+    table = load_instances(job.facts)
+    if job.settings.potential == "poisson":
+        if len(job.grid) == 1:
+            return job, None
+        width = choose_halo(job.settings, job.grid, table)
+        return run_schwarz(run, job, width, mark)
+    choice = choose_context(
         job.settings,
         job.grid,
-        table=load_instances(job.facts),
+        table=table,
         origin=job.origin,
         itemsize=job.labels.dtype.itemsize,
         blended=any(job.overlap),
     )
+    return run_rounds(run, job, choice.rounds, mark) if choice.rounds else job, choice
 
 
 def _plain(settings: FlowSettings) -> dict[str, Any]:
@@ -380,7 +391,7 @@ def _title(settings: FlowSettings, grid: BlockGrid) -> str:
 
 
 def _details(
-    run: Run, job: FlowJob, made: tuple[int, Choice | None], began: float
+    run: Run, job: FlowJob, made: tuple[int, Choice | Solved | None], began: float
 ) -> dict[str, Any]:
     instances, choice = made
     details: dict[str, Any] = {

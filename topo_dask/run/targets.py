@@ -10,7 +10,6 @@ from typing import Any
 from topo_dask.classes import ClassMethod, class_methods
 from topo_dask.config import FlowSettings, choice, number
 from topo_dask.graph.check import check_labels
-from topo_dask.graph.flows import check_blocks
 from topo_dask.graph.targets import foreground_of_block
 from topo_dask.grid import BlockGrid, as_lengths
 from topo_dask.run.files import input_mark, open_input, stored
@@ -163,8 +162,6 @@ def flow_targets(
     count, *lengths = (int(n) for n in source.shape)
     grid = options.grid(tuple(lengths))
     methods = class_methods(class_names, count, class_config, resolution_nm, others)
-    for method in methods:
-        check_blocks(method.settings, len(grid))
     mask = open_mask(spatial_mask, grid.shape)
     place = options.output(output, [source, mask])
     inputs = [input_mark(source), None if mask is None else input_mark(mask)]
