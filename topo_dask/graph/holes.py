@@ -21,11 +21,13 @@ from scipy.sparse.csgraph import connected_components
 
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_labels, check_not_negative
+from topo_dask.graph.pieces import next_blocks
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
+Planes = Sequence[npt.NDArray[Any]]
 FACES = tuple(itertools.product(range(3), (0, -1)))
 """Axis and side (first or last voxel) of the six faces of a block."""
 
@@ -54,6 +56,13 @@ class Background:
     planes: tuple[npt.NDArray[np.int32], ...]
 
     @property
+    def faces(self) -> Planes:
+        """The rows of the open components in each of `FACES`, -1 in instances."""
+        rows = np.full(len(self.lowest) + 1, -1, dtype=np.int64)
+        rows[self.open + 1] = np.arange(len(self.open))
+        return [rows[plane] for plane in self.planes]
+
+    @property
     def filled(self) -> UInt64:
         """The instance that encloses each component, as far as the block can tell; 0 for none."""
         whole = (self.lowest == self.highest) & ~self.at_border
@@ -79,24 +88,21 @@ def background_of_block(
     return components, found
 
 
-def meeting(own: Background, later: Background, axis: int, firsts: tuple[int, int]) -> Int64:
-    """Pairs of open components of two blocks that touch: int64 ``[E,2]``, numbered from firsts.
+def meeting(own: Planes, later: Planes, axis: int) -> Int64:
+    """Pairs of open components of two blocks that touch: int64 ``[E,2]``, each once.
 
     Parameters
     ----------
     own, later
-        A block and the next one along an axis.
+        Of a block and of the next one along an axis: the rows of their open components in each of
+        `FACES`, -1 in instances.
     axis
         Which.
-    firsts
-        Number of the first open component of each.
     """
-    here, there = own.planes[2 * axis + 1], later.planes[2 * axis]
-    both = (here > 0) & (there > 0)
+    here, there = own[2 * axis + 1], later[2 * axis]
+    both = (here >= 0) & (there >= 0)
     pairs = np.stack([here[both], there[both]], axis=1).astype(np.int64)
-    pairs = np.unique(pairs, axis=0).reshape(-1, 2) - 1
-    a, b = np.searchsorted(own.open, pairs[:, 0]), np.searchsorted(later.open, pairs[:, 1])
-    return np.stack([a + firsts[0], b + firsts[1]], axis=1).astype(np.int64)
+    return np.unique(pairs, axis=0).reshape(-1, 2)
 
 
 def enclosing(backgrounds: Sequence[Background], edges: Sequence[Int64]) -> list[UInt64]:
@@ -132,24 +138,15 @@ def enclosing(backgrounds: Sequence[Background], edges: Sequence[Int64]) -> list
     return np.split(filled, np.cumsum(counts)[:-1])
 
 
-def neighbours_after(number: int, grid: BlockGrid) -> list[tuple[int, int]]:
-    """The next block along each axis, where there is one: (axis, number)."""
-    index = np.unravel_index(number, grid.counts)
-    after = []
-    for axis, count in enumerate(grid.counts):
-        if index[axis] + 1 < count:
-            there = [int(i) + (a == axis) for a, i in enumerate(index)]
-            after.append((axis, int(np.ravel_multi_index(there, grid.counts))))
-    return after
-
-
 def all_edges(backgrounds: Sequence[Background], grid: BlockGrid) -> list[Int64]:
     """The pairs of open components that touch across all faces between blocks."""
     firsts = np.cumsum([0, *(len(b.open) for b in backgrounds)])
+    faces = [b.faces for b in backgrounds]
     return [
-        meeting(own, backgrounds[other], axis, (int(firsts[number]), int(firsts[other])))
-        for number, own in enumerate(backgrounds)
-        for axis, other in neighbours_after(number, grid)
+        meeting(own, faces[other], axis) + firsts[[number, other]]
+        for number, own in enumerate(faces)
+        for axis, other in enumerate(next_blocks(number, grid))
+        if other is not None
     ]
 
 

@@ -67,14 +67,14 @@ def _between(one: Region, other: Region) -> int:
     return sum(max(c - b + 1, a - d + 1, 0) ** 2 for a, b, c, d in pairs)
 
 
-def _outwards(box: Region, grid: BlockGrid, holding: Int64) -> Iterator[tuple[int, int]]:
+def _outwards(box: Region, grid: BlockGrid, holding: Int64 | None) -> Iterator[tuple[int, int]]:
     """Squared distance and number of the blocks in ``holding``, from the nearest to ``box`` on."""
     reach, done = min(grid.largest), -1
     while True:
-        near = np.asarray(grid.touching(box.grow(reach, within=grid.shape)), dtype=np.int64)
-        found = sorted(
-            (_between(box, grid.region(n)), n) for n in np.intersect1d(near, holding).tolist()
-        )
+        near = grid.touching(box.grow(reach, within=grid.shape))
+        if holding is not None:
+            near = np.intersect1d(np.asarray(near, dtype=np.int64), holding).tolist()
+        found = sorted((_between(box, grid.region(n)), n) for n in near)
         # Blocks beyond the reach along a diagonal come with the next round, in their order.
         yield from (pair for pair in found if done < pair[0] <= reach * reach)
         if reach >= max(grid.shape):
@@ -115,8 +115,7 @@ def nearest_over_blocks(
     if not len(wanted):
         return labels
     box = wanted.box
-    blocks = np.arange(len(grid)) if holding is None else holding
-    for gap, number in _outwards(box, grid, blocks):
+    for gap, number in _outwards(box, grid, holding):
         farthest = int(squared.max())
         if gap > farthest:
             break

@@ -24,9 +24,9 @@ from topo_dask.graph.holes import (
     enclosing,
     fill,
     meeting,
-    neighbours_after,
 )
 from topo_dask.graph.instances import facts_of_block
+from topo_dask.graph.pieces import next_blocks
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.tables import (
@@ -345,27 +345,31 @@ def find_background(task: BlockTask) -> int:
     shape = task.grid.shape
     read = task.core.grow(1, within=shape)
     found = background_of_block(task.view.read(read), task.core, read, shape)[1]
-    rows = {f.name: getattr(found, f.name) for f in fields(found) if f.name != "planes"}
-    save_table(task.path.with_name(f"{task.block}.npz"), **rows)
-    planes = {str(n): plane for n, plane in enumerate(found.planes)}
+    names = ("lowest", "highest", "at_border")
+    save_table(task.path, **{name: getattr(found, name)[found.open] for name in names})
+    planes = {str(n): plane.astype(np.int32) for n, plane in enumerate(found.faces)}
     save_table(task.path.with_name(f"{task.block}-planes.npz"), **planes)
     return len(found.open)
 
 
-def load_background(folder: Path, block: int, *, planes: bool) -> Background:
-    """Read what a block found, with or without its faces."""
-    faces: tuple[npt.NDArray[Any], ...] = ()
-    if planes:
-        stored = load_table(folder / f"{block}-planes.npz")
-        faces = tuple(stored[str(n)] for n in range(6))
-    return Background(**load_table(folder / f"{block}.npz"), planes=faces)
+def load_open(folder: Path, block: int) -> Background:
+    """What the components of a block touch that reach other blocks; no others, and no faces."""
+    rows = load_table(folder / f"{block}.npz")
+    everything = np.arange(len(rows["lowest"]), dtype=np.int64)
+    return Background(rows["lowest"], rows["highest"], rows["at_border"], everything, ())
+
+
+def load_planes(folder: Path, block: int) -> list[npt.NDArray[Any]]:
+    """The open components in the six faces of a block, see `Background.faces`."""
+    stored = load_table(folder / f"{block}-planes.npz")
+    return [stored[str(n)] for n in range(6)]
 
 
 def meet(task: EdgeTask) -> int:
     """Stage hole-edges: background that goes on in the next blocks; gives how many pairs."""
-    own = load_background(task.folder, task.block, planes=True)
+    own = load_planes(task.folder, task.block)
     pairs = [
-        meeting(own, load_background(task.folder, n, planes=True), axis, (task.first, first))
+        meeting(own, load_planes(task.folder, n), axis) + np.array([task.first, first])
         for axis, n, first in task.later
     ]
     edges = np.concatenate([np.zeros((0, 2), dtype=np.int64), *pairs])
@@ -376,7 +380,7 @@ def meet(task: EdgeTask) -> int:
 def decide_holes(task: HolesTask) -> int:
     """Stage holes: which instance encloses what, across blocks; gives how many pieces it fills."""
     blocks = range(task.blocks)
-    found = [load_background(task.folder, n, planes=False) for n in blocks]
+    found = [load_open(task.folder, n) for n in blocks]
     decided = enclosing(found, [load_array(task.folder / f"{n}-edges.npy") for n in blocks])
     for n, instances in enumerate(decided):
         save_array(task.folder / f"{n}-filled.npy", instances)
@@ -396,7 +400,11 @@ def find_holes(chain: Chain, view: View, job: SegmentJob) -> Path:
             n,
             folder,
             firsts[n],
-            tuple((axis, m, firsts[m]) for axis, m in neighbours_after(n, chain.grid)),
+            tuple(
+                (axis, m, firsts[m])
+                for axis, m in enumerate(next_blocks(n, chain.grid))
+                if m is not None
+            ),
         )
         for n in blocks
     ]
