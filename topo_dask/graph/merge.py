@@ -8,7 +8,7 @@ long as the largest id or as the number of voxels, except the labels themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -153,7 +153,7 @@ def component_sizes(owned: Owned) -> tuple[Int64, Int64]:
 
 
 def number_instances(
-    components: Sequence[tuple[Int64, Int64]], edges: Sequence[Int64], *, min_size: int
+    components: Sequence[tuple[Int64, Int64]], edges: Iterable[Int64], *, min_size: int
 ) -> Numbering:
     """Unite the owners' components along the edges, drop small ones, number by smallest cell.
 
@@ -162,7 +162,8 @@ def number_instances(
     components
         Of each owner, see `component_sizes`.
     edges
-        Of each owner, see `edges_across`.
+        Of each owner, see `edges_across`; taken one after the other, so that they may come from
+        files.
     min_size
         Instances with fewer voxels become 0.
 
@@ -175,7 +176,10 @@ def number_instances(
     sizes = np.concatenate([nothing, *(s for _, s in components)])
     order = np.argsort(roots)
     roots, sizes = roots[order], sizes[order]
-    pairs = np.searchsorted(roots, np.concatenate([nothing.reshape(0, 2), *edges]))
+    # Of 10**8 edges every copy counts: rows of 4 bytes, where these are enough.
+    row = np.int32 if len(roots) < 2**31 else np.int64
+    rows = (np.searchsorted(roots, pairs).astype(row) for pairs in edges)
+    pairs = np.concatenate([np.zeros((0, 2), dtype=row), *rows])
     labels, instances = unite(sizes, pairs, min_size=min_size)
     return Numbering(roots, labels, instances, sizes)
 

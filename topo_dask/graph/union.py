@@ -9,9 +9,10 @@ from scipy.sparse.csgraph import connected_components
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
+Rows = npt.NDArray[np.int32] | npt.NDArray[np.int64]
 
 
-def components(count: int, pairs: Int64) -> tuple[int, npt.NDArray[np.integer]]:
+def components(count: int, pairs: Rows) -> tuple[int, npt.NDArray[np.integer]]:
     """Number of connected components of ``count`` rows, and the component of each row.
 
     Parameters
@@ -19,14 +20,14 @@ def components(count: int, pairs: Int64) -> tuple[int, npt.NDArray[np.integer]]:
     count
         Number of rows.
     pairs
-        int64 ``[E,2]``: rows that belong together.
+        int32 or int64 ``[E,2]``: rows that belong together.
     """
     graph = coo_array((np.ones(len(pairs), dtype=bool), tuple(pairs.T)), shape=(count, count))
     united, member = connected_components(graph, directed=False)
     return int(united), member
 
 
-def unite(sizes: Int64, pairs: Int64, *, min_size: int = 1) -> tuple[UInt64, int]:
+def unite(sizes: Int64, pairs: Rows, *, min_size: int = 1) -> tuple[UInt64, int]:
     """Join rows along pairs, drop small ones, number what is left by smallest row.
 
     Parameters
@@ -34,7 +35,7 @@ def unite(sizes: Int64, pairs: Int64, *, min_size: int = 1) -> tuple[UInt64, int
     sizes
         int64 ``[K]``: voxels of each row.
     pairs
-        int64 ``[E,2]``: rows that belong together.
+        int32 or int64 ``[E,2]``: rows that belong together.
     min_size
         What has fewer voxels gets number 0.
 

@@ -26,6 +26,7 @@ from topo_dask.storage import MARK, AnyArray, load_table, save_table
 FOLDER = "evidence"
 """Its name in the output's group."""
 
+_ONE = np.uint64(1)
 _CONTACTS = tuple(ContactTable.__dataclass_fields__)
 
 
@@ -34,6 +35,7 @@ class EvidenceTask:
     """One table of all joins."""
 
     contacts: tuple[Path, ...]
+    edges: Path
     parts: Path
     folder: Path
     fingerprint: str
@@ -77,8 +79,12 @@ class Evidence:
 def keep_joins(task: EvidenceTask) -> int:
     """Stage evidence: the tables of all joins and of all parts; gives the number of joins."""
     contacts = merge_contacts([load_contacts(path) for path in task.contacts])
-    close, voxels = (load_array(task.parts / f"{name}.npy") for name in ("close", "voxels"))
-    joins = all_joins(contacts, close, voxels)
+    owners, roots, voxels = (
+        load_array(task.parts / f"{name}.npy") for name in ("owners", "roots", "voxels")
+    )
+    edges = [load_array(task.edges / f"{n}.npy") for n in owners.tolist()]
+    pairs = np.concatenate([np.zeros((0, 2), np.int64), *edges])
+    joins = all_joins(contacts, np.searchsorted(roots, pairs).astype(np.uint64) + _ONE, voxels)
     columns = {name: getattr(joins.contacts, name) for name in _CONTACTS}
     save_table(
         task.folder / "joins.npz",
@@ -104,7 +110,7 @@ def keep_evidence(
     stored = View(base.array, 0, 0, base.mark)
     paths, mark = contact_tables(chain, stored, flow=flow, step_size=step_size)
     folder = chain.run.output.beside(FOLDER)
-    task = EvidenceTask(tuple(paths), chain.work / "parts", folder, final)
+    task = EvidenceTask(tuple(paths), chain.work / "edges", chain.work / "parts", folder, final)
     chain.stage("evidence", fingerprint(mark, base.mark, final), keep_joins, [task])
     attributes: dict[str, Any] = {MARK: {"fingerprint": final, **settings}}
     base.array.update_attributes(attributes)

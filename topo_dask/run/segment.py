@@ -310,18 +310,21 @@ def edges_of_block(task: Task) -> int:
 def number_all(task: Task) -> tuple[int, int]:
     """Stage number: one union over all owners; gives the number of instances, their voxels."""
     job = task.job
-    edges = [load_array(job.file("edges", n)) for n in task.others]
     numbering = number_instances(
         [component_sizes(_load_owned(job, n)) for n in task.others],
-        edges,
+        (load_array(job.file("edges", n)) for n in task.others),
         min_size=job.settings.min_size,
     )
     for owner in task.others:
         save_array(job.file("labels", owner), numbering.parts(_load_owned(job, owner).roots))
-    close = np.concatenate([np.zeros((0, 2), np.int64), *edges])
-    save_array(job.work / "parts" / "close.npy", numbering.parts(close))
-    save_array(job.work / "parts" / "names.npy", numbering.names)
-    save_array(job.work / "parts" / "voxels.npy", numbering.voxels)
+    parts = {
+        "owners": np.asarray(task.others, dtype=np.int64),
+        "roots": numbering.roots,
+        "names": numbering.names,
+        "voxels": numbering.voxels,
+    }
+    for name, column in parts.items():
+        save_array(job.work / "parts" / f"{name}.npy", column)
     return numbering.instances, int(numbering.voxels[numbering.labels > 0].sum())
 
 
