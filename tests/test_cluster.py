@@ -269,8 +269,11 @@ def test_job_scripts_from_the_command_line_leave_nothing_in_the_users_folders(
 
     def run(pairs: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
         words = [word for pair in pairs for word in ("--cluster-option", f"{pair}={options[pair]}")]
+        code = "import signal; from topo_dask.cli import main; "
+        code += f"main(['job-script', 'slurm', *{words}], standalone_mode=False); "
+        code += "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
         return subprocess.run(
-            [sys.executable, "-m", "topo_dask", "job-script", "slurm", *words],
+            [sys.executable, "-c", code],
             cwd=tmp_path / "here",
             env={**base, **environment},
             capture_output=True,
@@ -280,6 +283,7 @@ def test_job_scripts_from_the_command_line_leave_nothing_in_the_users_folders(
 
     done = run(["memory", "cores"])
     assert "#SBATCH --cpus-per-task=1" in done.stdout, done.stderr
+    assert done.stdout.endswith("True\n")  # Ctrl-C is what it was
     assert list((tmp_path / "home").rglob("*")) == list((tmp_path / "here").rglob("*")) == []
     done = run(["site"], DASK_CONFIG=str(site))
     assert "#SBATCH --cpus-per-task=2" in done.stdout, done.stderr

@@ -180,7 +180,7 @@ def command(labels: Path, out: Path, folder: Path, *more: str) -> list[str]:
     pairs = ["jobs=2", "cores=1", "memory=1GB", "interface=lo", "death_timeout=10"]
     pairs += [f"log_directory={folder / 'logs'}", f"prologue=export PYTHONPATH={ROOT}"]
     given = [word for pair in pairs for word in ("--cluster-option", pair)]
-    slow = ["--n-iter", "6000", "--no-adaptive-iters", "--blocks", "8"]
+    slow = ["--n-iter", "2500", "--no-adaptive-iters", "--blocks", "8"]
     words = [sys.executable, "-m", "topo_dask", "flows", str(labels), str(out)]
     return [*words, *slow, "--cluster", "slurm", *given, *more]
 
@@ -215,7 +215,7 @@ def test_no_job_is_left_of_a_driver_that_ends(
     assert not out.exists()
     done = lines_of(out, "flows")
     assert done >= 2
-    settings: dict[str, Any] = {**SLOW, "n_iter": 6000, "blocks": 8, "cluster": "threads"}
+    settings: dict[str, Any] = {**SLOW, "n_iter": 2500, "blocks": 8, "cluster": "threads"}
     made = topo_dask.flows(labels, out, resume=True, **settings)
     alone = topo_dask.flows(labels, tmp_path / "alone.zarr", **settings)
     assert (made.array[...] == alone.array[...]).all()

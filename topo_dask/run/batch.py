@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shlex
+import signal
 import subprocess
 import tempfile
 import threading
@@ -97,9 +98,11 @@ def load() -> Any:
     BackendUnavailable
         It is not installed.
     """
-    # It copies a template to dask.config.PATH when it is imported; what stands in files there
-    # dask itself has read by now.
+    # When imported it copies a template to dask.config.PATH (what stands in files there dask itself
+    # has read by now), and takes Ctrl-C away from Python: it would end the process with status 0.
     there = dask.config.PATH
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in numbers}
     with tempfile.TemporaryDirectory(prefix="topo-dask-") as elsewhere:
         dask.config.PATH = elsewhere
         try:
@@ -111,8 +114,18 @@ def load() -> Any:
                 "it with dask-jobqueue >= 0.9",
                 'Install it: pip install "topo_dask[hpc]".',
             ) from error
+        except ValueError as error:  # only the main thread may mind signals
+            raise BackendUnavailable(
+                "cluster",
+                f"a batch system, first asked for in a thread ({error})",
+                "it from the main thread, the first time",
+                "Call topo_dask.cluster.job_script there before.",
+            ) from error
         finally:
             dask.config.PATH = there
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
     return dask_jobqueue
 
 
