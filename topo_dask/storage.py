@@ -744,7 +744,12 @@ class Output:
         while True:
             try:
                 with path.open("x") as file:
-                    json.dump(me, file)
+                    try:
+                        json.dump(me, file)
+                        file.flush()
+                    except OSError:  # a full disk; nobody could tell whose lock it was
+                        path.unlink()
+                        raise
                 break
             except FileExistsError:
                 self._refuse_running(directory)

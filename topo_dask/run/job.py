@@ -11,7 +11,7 @@ from typing import Any
 
 import zarr
 
-from topo_dask.errors import InvalidArgument, OutputExists
+from topo_dask.errors import InvalidArgument, OutputExists, OutputNotWritable, TopoError
 from topo_dask.grid import BlockGrid, as_lengths
 from topo_dask.run.execute import Cluster, Engine, open_engine
 from topo_dask.run.files import BLOCK
@@ -127,10 +127,26 @@ def open_run(output: Output, options: RunOptions, settings: Any = None) -> Itera
         record = Record(output.record, about, repr(engine))
         outer, engine.recorder = engine.recorder, record.add
         try:
-            with record.watching():
+            with record.watching(), _disks_named(output):
                 yield Run(output, engine, Ledger(work))
         finally:
             engine.recorder = outer
+
+
+@contextmanager
+def _disks_named(output: Output) -> Iterator[None]:
+    """Say what to do where a disk fails outside of a task, as when it is full."""
+    try:
+        yield
+    except TopoError:
+        raise
+    except OSError as error:
+        raise OutputNotWritable(
+            "output",
+            f"{str(output.path)!r}, whose disk or that of its work fails: {error}",
+            "disks that can be written and have space",
+            "Nothing was published. Finished blocks are kept: pass resume=True to go on from here.",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ class Record:
         """A stage is over."""
         self.stages.append(stage)
         self.attempt["last_word"] = now()
-        self._write()
+        with contextlib.suppress(OSError):  # a full disk: what the run itself says of it matters
+            self._write()
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -89,7 +90,7 @@ class Record:
             yield
         except BaseException as error:
             self.attempt["ended"] = f"{type(error).__name__}: {error}"
-            with contextlib.suppress(OSError):  # a full disk: the error itself matters more
+            with contextlib.suppress(OSError):
                 self._write()
             raise
 
