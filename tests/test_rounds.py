@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,11 @@ def test_small_instances_need_no_rounds() -> None:
     # A block, and one voxel around it, is all that is read.
     assert chosen.updates < 5 * 3000 * 64 * 34**3
     assert choose_context(how, grid).updates > 3 * chosen.updates
+
+
+def test_heat_that_leaves_float64_is_not_made_in_rounds() -> None:
+    """Along an axis of long voxels a little heat goes, and less than nothing is not kept."""
+    how = FlowSettings(potential="heat", n_iter=390, spacing=(1000, 1, 1))
+    assert choose_context(how, GRID).rounds == 0
+    assert "heat of 390 iterations needs one" in repr(choose_context(how, GRID))
+    assert "needs one" not in repr(choose_context(replace(how, spacing=(1, 1, 1)), GRID))

@@ -12,6 +12,8 @@ import numpy.typing as npt
 
 from topo_dask.config import FlowSettings
 from topo_dask.grid import BlockGrid, Region
+from topo_dask.kernels.cpu.diffusion import weights_of
+from topo_dask.kernels.cpu.heat import untouched_iterations
 from topo_dask.kernels.tables import ROWS, InstanceTable
 
 FLOOR = 1e-8
@@ -324,6 +326,13 @@ def _cost_of_rounds(sample: _Sample, length: int, settings: FlowSettings, itemsi
     )
 
 
+def most_in_rounds(settings: FlowSettings) -> float:
+    """Iterations that rounds can make: after more, heat leaves the range of float64."""
+    if settings.potential != "heat":
+        return math.inf
+    return untouched_iterations(weights_of(settings.spacing))
+
+
 def choose_context(
     settings: FlowSettings,
     grid: BlockGrid,
@@ -397,6 +406,8 @@ def choose_context(
         return context
     if settings.rounds is not None:
         return rounds
+    if largest > most_in_rounds(settings):
+        return replace(context, reason=f"heat of {largest} iterations needs one")
     within = f"within {settings.tolerance:g} after {largest} iterations"
     if blended:
         return replace(context, reason=f"{within}; tiles that are blended need one")

@@ -17,7 +17,7 @@ from topo_dask.graph.annotated import (
     pointed_at,
 )
 from topo_dask.graph.check import check_labels, check_same_shape
-from topo_dask.graph.context import Choice, choose_context, choose_halo
+from topo_dask.graph.context import Choice, choose_context, choose_halo, most_in_rounds
 from topo_dask.graph.flows import Piece, choose_read, flow_of_block, rows_in
 from topo_dask.graph.fuse import add_weighted, unit_vectors
 from topo_dask.grid import BlockGrid, Region, as_lengths
@@ -304,6 +304,13 @@ def _checked_overlap(overlap: Any, grid: BlockGrid, settings: FlowSettings) -> t
             f"{settings.rounds!r} with method={settings.method!r} and overlap={overlap!r}",
             "rounds with method='diffusion' and without overlap",
             "Leave overlap out: after rounds, neighbouring blocks agree and nothing is to blend.",
+        )
+    if settings.rounds is not None and settings.n_iter > most_in_rounds(settings):
+        raise InvalidArgument(
+            "rounds",
+            f"{settings.rounds!r} with potential='heat' and n_iter={settings.n_iter}",
+            f"at most {most_in_rounds(settings)} iterations of heat in rounds",
+            "Leave out rounds, or choose potential='poisson'.",
         )
     return shared
 
