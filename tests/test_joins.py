@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 import topo_dask
+from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 from topo_dask.graph.contacts import contact_region, join_touching
 from topo_dask.graph.nearest import Wanted, nearest_over_blocks
 from topo_dask.grid import BlockGrid
@@ -196,3 +197,43 @@ def test_group_2_gives_the_classes() -> None:
             assert_equal_up_to_ties(ours, expected, join_touching(one, flow), 0.1)
             seen += 1
     assert seen
+
+
+@settings(max_examples=40)
+@given(labels=grains(), data=st.data())
+def test_splitting_is_that_of_the_oracle(labels: np.ndarray, data: Any) -> None:
+    """Of any ids, for any part that makes a piece large, in memory and in chunks."""
+    ratio = data.draw(st.sampled_from([0.1, 0, 0.3, 0.5, 1]))
+    ids = np.array([0, 2, 2**63 + 3, 2**64 - 1, 5], dtype=np.uint64)[labels]
+    expected = reference.split_disconnected(ids, min_fragment_ratio=ratio)
+    assert_array_equal(topo_dask.split_disconnected(ids, ratio), expected)
+    drawn = data.draw(block_shapes(ids.shape))
+    chunks = tuple(max(b, n // 2) for b, n in zip(drawn, ids.shape, strict=True))
+    lazy = topo_dask.split_disconnected(da.from_array(ids, chunks=chunks), ratio)
+    assert_array_equal(lazy.compute(scheduler="sync"), expected)
+
+
+NEGATIVE = np.array([[[0, 3, -2]]])
+
+
+@pytest.mark.parametrize(
+    ("instances", "ratio", "error", "text"),
+    [
+        (NEGATIVE, 0.1, InvalidData, "instances: got the negative label -2"),
+        (np.ones((1, 1, 2)), 0.1, InvalidType, "instances: got dtype float64"),
+        (np.ones((2, 2), int), 0.1, InvalidArgument, "instances: got 2 axes"),
+        (np.ones((1, 1, 2), int), -0.1, InvalidArgument, "min_fragment_ratio: got -0.1"),
+        (np.ones((1, 1, 2), int), 1.5, InvalidArgument, "from 0 to 1"),
+        (np.ones((1, 1, 2), int), float("nan"), InvalidArgument, "min_fragment_ratio"),
+        (np.ones((1, 1, 2), int), "much", InvalidType, "min_fragment_ratio: got 'much'"),
+    ],
+)
+def test_bad_input(instances: Any, ratio: Any, error: Any, text: str) -> None:
+    with pytest.raises(error, match=text):
+        topo_dask.split_disconnected(instances, ratio)
+
+
+def test_a_negative_label_of_a_chunk_is_named() -> None:
+    lazy = topo_dask.split_disconnected(da.from_array(NEGATIVE, chunks=(1, 1, 2)))
+    with pytest.raises(InvalidData, match=r"-2 in the block at \(0, 0, 2\)"):
+        lazy.compute(scheduler="sync")

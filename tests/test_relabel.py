@@ -270,3 +270,30 @@ def test_a_halted_run_of_group_2_goes_on(
     assert not path.exists()
     topo_dask.segment(fragments(), path, resume=True, **how)
     assert tree(path) == undisturbed[0]
+
+
+def test_a_run_goes_on_with_and_without_evidence(
+    undisturbed: tuple[dict[str, bytes], list[str]], tmp_path: Path
+) -> None:
+    """What was kept by halves does not count, nor is it published."""
+    path = tmp_path / "a.zarr"
+    how: dict[str, Any] = {**RUN, "group": 2}
+    for number, kept in enumerate([False, True, False, True]):
+        halted = {
+            **how,
+            "keep_evidence": kept,
+            "cluster": Halting("labels", 1),
+            "resume": number > 0,
+        }
+        with pytest.raises(KeyboardInterrupt):
+            topo_dask.segment(fragments(), path, **halted)
+    bare = tmp_path / "bare.zarr"
+    shutil.copytree(tmp_path / "a.zarr.work", tmp_path / "bare.zarr.work")
+    (tmp_path / "bare.zarr.work" / "lock.json").unlink(missing_ok=True)
+    topo_dask.segment(fragments(), bare, resume=True, **how)
+    assert not (bare / "evidence").exists()
+    topo_dask.segment(fragments(), path, resume=True, keep_evidence=True, **how)
+    assert tree(path) == undisturbed[0]
+    assert_array_equal(
+        zarr.open_array(str(bare / "s0"))[...], zarr.open_array(str(path / "s0"))[...]
+    )

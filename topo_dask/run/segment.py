@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -435,8 +436,10 @@ def segment(
         Give background that one instance encloses to it, see `topo_dask.fill_holes`.
     keep_evidence
         Keep in ``output/evidence`` what `relabel` needs to make other labels in seconds: the part
-        of every voxel (about twice the labels on disk) and a table of joins (57 bytes for
-        each two parts that touch or end close together).
+        of every voxel in ``parts`` (about twice the labels on disk) and in ``joins.npz`` what is
+        known of each two parts ``a, b`` that touch or end close together (57 bytes):
+        ``area``, ``mean_dot`` and ``crossing`` of their contact, and whether they are ``close``,
+        nearer than the convergence radius. A part is what one block alone joins of an instance.
     halo
         Voxels around a block that its particles may cross without being handed over. It saves
         rounds and changes nothing else.
@@ -616,8 +619,11 @@ def _parts_array(run: Run, job: SegmentJob, zarr_format: int, kept: bool) -> tup
     """The array of the owners' components, each of which belongs to one instance, kept or not."""
     shape = job.grid.shape
     chunks = output_chunks(job.grid.largest, shape)
-    path = (run.output.beside(FOLDER) if kept else run.work / "parts") / "parts"
-    identity = run.work / "parts" / "identity"
+    folder = run.output.beside(FOLDER)
+    if not kept:  # an unfinished run may have begun to keep it
+        shutil.rmtree(folder, ignore_errors=True)
+    path = (folder if kept else run.work / "parts") / "parts"
+    identity = run.work / "parts" / ("identity-kept" if kept else "identity")
     form = zarr_format if kept else 3
     return scratch_array(path, shape, chunks, np.uint64, identity=identity, zarr_format=form)
 
