@@ -107,6 +107,22 @@ def test_classes_and_their_tables(folder: Path) -> None:
     assert len(table) == whole["ves"].max() + 1
 
 
+def test_a_table_of_instances_and_rounds(folder: Path) -> None:
+    array = "tissue.zarr/labels/s0"
+    how = ["--cluster", "sync", "--blocks", "24", "--no-progress"]
+    done = run("instances", array, "instances.npz", *how, cwd=folder)
+    table = topo_dask.read_instance_table(folder / "instances.npz")
+    assert done.stdout.startswith(f"{len(table)} instances, ")
+    more = ["--instances", "instances.npz", "--rounds", "8", "--n-iter", "20"]
+    done = run("flows", array, "rounds.zarr", *more, *how, cwd=folder)
+    assert "rounds of 8 iterations" in done.stdout
+    truth = zarr.open_array(folder / array, mode="r")[...]
+    made = zarr.open_array(folder / "rounds.zarr", mode="r")[...]
+    np.testing.assert_array_equal(made, topo_dask.generate_diffusion_flows(truth, 20))
+    refused = run("flows", array, "no.zarr", "--rounds", "some", *how, cwd=folder, code=2)
+    assert "neither 'auto' nor a whole number" in refused.stderr
+
+
 def test_compare_prints_json(folder: Path) -> None:
     array = "tissue.zarr/labels/s0"
     done = run("compare", array, array, "--json", "--cluster", "sync", "--no-progress", cwd=folder)
