@@ -73,7 +73,7 @@ def relabelled(source: Path, path: Path, **how: Any) -> np.ndarray:
 @pytest.mark.parametrize("run", [1, 2])
 @pytest.mark.parametrize(
     "how",
-    [{}, {"min_size": 0}, {"min_size": 9}, {"group": 1}, {"group": 2, "min_size": 1}],
+    [{}, {"min_size": 9}, {"group": 1}, {"group": 2, "min_size": 1}, {"group": 3, "min_size": 12}],
     ids=str,
 )
 def test_relabelled_is_as_if_run_anew(
