@@ -23,6 +23,9 @@ FARTHER = 0.5
 WALL_FARTHER = 0.6
 """The same for walls: the middle of a box is one and a half nodes from the wall (then 2.5 of 4)."""
 
+CHUNK = 1024
+"""Nodes between which a sweep lets the next one catch up."""
+
 NOWHERE = np.uint32(2**32 - 1)
 
 
@@ -156,7 +159,7 @@ def _halved(lengths: Any) -> Any:
 def coarser_levels(near: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any) -> Any:
     """Make the levels below the first: a list of (near, weight, 1/diagonal, parent, u, right).
 
-    Gives first the ``parent`` of the first level: a level's ``parent`` tells its nodes' boxes, the
+    There is at least one, but it may have no nodes. Gives first the ``parent`` of the first level: a level's ``parent`` tells its nodes' boxes, the
     nodes of the next level. The arrays of solutions have a last node that is always 0, which is
     where missing neighbours and parents point to.
 
@@ -178,8 +181,9 @@ def coarser_levels(near: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any)
     rows, xs = _boxes(rows, xs, _lone_nodes(wall, diagonal), halved, parent)
     near, sums, wall = _coarse_system(near, weight, wall, parent, xs.size, halved)
     first_parent = parent
-    levels = [(near, sums, wall, parent, wall, wall)]
-    levels.pop()  # only now does numba know what it is a list of
+    levels = [(near, sums, wall, parent[:0], np.zeros(1), np.zeros(1))]
+    if xs.size > 0:
+        levels.pop()
     while xs.size > 0:
         diagonal = wall.copy()
         for i in range(xs.size):
@@ -244,45 +248,80 @@ def _coarse_cycle(levels: Any) -> None:
 
 
 @compiled
-def _cycle(system: Any, parent: Any, levels: Any, r: Any, z: Any) -> float:
-    """Give z, about the solution for the right side r, by one symmetric V-cycle, and r*z."""
-    near, inverse, _, (wz, wy, wx) = system
-    nodes = inverse.size
-    for i in range(nodes):
-        total = r[i] + wz * z[near[i, 0]] + wy * z[near[i, 2]]
-        z[i] = (total + wx * z[near[i, 4]]) * inverse[i]
-    if len(levels) > 0:
-        right = levels[0][5]
-        right[:] = 0.0
-        for i in range(nodes):
+def _down(system: Any, vectors: Any, alpha: float, levels: Any) -> float:
+    """Step along p; then z from the first half of a cycle. Gives the largest residual.
+
+    Nodes are restricted as soon as those after them are done, while they are in the cache.
+    """
+    near, code, _, inverse, (wz, wy, wx), reach, parent = system
+    u, r, p, q, z = vectors
+    right = levels[0][5]
+    right[:] = 0.0
+    nodes = code.size
+    largest = 0.0
+    ready = 0
+    for first in range(0, nodes, CHUNK):
+        end = min(first + CHUNK, nodes)
+        for i in range(first, end):
+            u[i] += alpha * p[i]
+            left = r[i] - alpha * q[i]
+            r[i] = left
+            largest = max(largest, abs(left))
+            total = left + wz * z[near[i, 0]] + wy * z[near[i, 2]]
+            z[i] = (total + wx * z[near[i, 4]]) * inverse[code[i]]
+        stop = nodes if end == nodes else max(ready, end - reach)
+        for i in range(ready, stop):
             left = wz * z[near[i, 1]] + wy * z[near[i, 3]] + wx * z[near[i, 5]]
             right[parent[i]] += left
-        _coarse_cycle(levels)
-        _prolong(parent, levels[0][4], z)
+        ready = stop
+    return largest
+
+
+@compiled
+def _up(system: Any, vectors: Any, levels: Any) -> float:
+    """z from the second half of a cycle; gives r*z."""
+    near, code, _, inverse, (wz, wy, wx), reach, parent = system
+    _, r, _, _, z = vectors
+    coarse = levels[0][4]
+    ready = code.size
     product = 0.0
-    for i in range(nodes - 1, -1, -1):
-        total = r[i] + wz * (z[near[i, 0]] + z[near[i, 1]]) + wy * (z[near[i, 2]] + z[near[i, 3]])
-        z[i] = (total + wx * (z[near[i, 4]] + z[near[i, 5]])) * inverse[i]
-        product += r[i] * z[i]
+    for end in range(code.size, 0, -CHUNK):
+        first = max(0, end - CHUNK)
+        stop = max(0, first - reach)
+        for i in range(stop, ready):
+            z[i] += coarse[parent[i]]
+        ready = stop
+        for i in range(end - 1, first - 1, -1):
+            total = r[i] + wz * (z[near[i, 0]] + z[near[i, 1]])
+            total += wy * (z[near[i, 2]] + z[near[i, 3]])
+            z[i] = (total + wx * (z[near[i, 4]] + z[near[i, 5]])) * inverse[code[i]]
+            product += r[i] * z[i]
     return product
 
 
 @compiled
-def _apply(system: Any, p: Any, q: Any) -> float:
-    """Write the matrix times p into q; give p*q."""
-    near, _, diagonal, (wz, wy, wx) = system
+def _apply(system: Any, vectors: Any, beta: float) -> float:
+    """p from z and p; q, the matrix times p; gives p*q."""
+    near, code, diagonal, _, (wz, wy, wx), reach, _ = system
+    _, _, p, q, z = vectors
+    nodes = code.size
     product = 0.0
-    for i in range(diagonal.size):
-        total = wz * (p[near[i, 0]] + p[near[i, 1]]) + wy * (p[near[i, 2]] + p[near[i, 3]])
-        q[i] = diagonal[i] * p[i] - total - wx * (p[near[i, 4]] + p[near[i, 5]])
-        product += p[i] * q[i]
+    ready = 0
+    for first in range(0, nodes, CHUNK):
+        end = min(first + CHUNK, nodes)
+        for i in range(first, end):
+            p[i] = z[i] + beta * p[i]
+        stop = nodes if end == nodes else max(ready, end - reach)
+        for i in range(ready, stop):
+            total = wz * (p[near[i, 0]] + p[near[i, 1]]) + wy * (p[near[i, 2]] + p[near[i, 3]])
+            q[i] = diagonal[code[i]] * p[i] - total - wx * (p[near[i, 4]] + p[near[i, 5]])
+            product += p[i] * q[i]
+        ready = stop
     return product
 
 
 @compiled
-def solve(
-    system: Any, parent: Any, levels: Any, u: Any, right: Any, tolerance: float, most: int
-) -> int:
+def solve(system: Any, levels: Any, u: Any, right: Any, tolerance: float, most: int) -> int:
     """Conjugate gradients until no node's residual exceeds ``tolerance``; give the iterations.
 
     Source: Hestenes & Stiefel (1952), J. Res. Natl. Bur. Stand. 49, 409; multigrid cycles as a
@@ -291,9 +330,10 @@ def solve(
     Parameters
     ----------
     system
-        Of the first level: near (see `coarser_levels`), 1/diagonal, diagonal, weights of links
-        along z, y, x.
-    parent, levels
+        Of the first level: near (see `coarser_levels`); for each node a code, and by code the
+        diagonal and its inverse; weights of links along z, y, x; the largest difference of the
+        numbers of linked nodes; parent.
+    levels
         From `coarser_levels`.
     u
         ``[N+1]``, the start, becomes the solution; the last is 0.
@@ -303,25 +343,19 @@ def solve(
         Largest residual; most iterations.
     """
     nodes = right.size
-    p, q, z = np.zeros(nodes + 1), np.zeros(nodes), np.zeros(nodes + 1)
-    _apply(system, u, q)
-    largest = 0.0
+    vectors = u, right, np.zeros(nodes + 1), np.zeros(nodes), np.zeros(nodes + 1)
+    p, q, z = vectors[2:]
+    z[:] = u
+    _apply(system, vectors, 0.0)
     for i in range(nodes):
         right[i] -= q[i]
-        largest = max(largest, abs(right[i]))
-    before = 1.0
-    for done in range(most):
-        if largest <= tolerance:
+        p[i] = 0.0
+    alpha, before = 0.0, 1.0
+    for done in range(most + 1):
+        if _down(system, vectors, alpha, levels) <= tolerance:
             return done
-        product = _cycle(system, parent, levels, right, z)
-        beta = product / before if done else 0.0
+        _coarse_cycle(levels)
+        product = _up(system, vectors, levels)
+        alpha = product / _apply(system, vectors, product / before if done else 0.0)
         before = product
-        for i in range(nodes):
-            p[i] = z[i] + beta * p[i]
-        alpha = product / _apply(system, p, q)
-        largest = 0.0
-        for i in range(nodes):
-            u[i] += alpha * p[i]
-            right[i] -= alpha * q[i]
-            largest = max(largest, abs(right[i]))
-    return most if largest <= tolerance else most + 1
+    return most + 1

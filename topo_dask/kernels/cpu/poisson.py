@@ -30,6 +30,9 @@ SOLVED = 1e-9
 """How far u may be from the exact solution, relative to it, in every voxel."""
 
 BEYOND = -1
+ALONE = 64
+"""Code of a voxel that has nothing to do with any other; else a bit for each of its open sides."""
+
 MOST_ITERATIONS = 2000
 BATCHES = 16
 """Lists of instances that each thread gets, so that threads end together."""
@@ -109,37 +112,42 @@ def _gather(local: Any, count: int, voxels: Any, place: Any) -> Any:
 
 
 @compiled
-def _assemble(mine: Any, grid: Any, steps: Any, weights: Any, system: Any) -> bool:
-    """Fill in the links, walls and right side of one instance; tell whether a face is closed."""
+def _assemble(mine: Any, grid: Any, steps: Any, weights: Any, system: Any) -> Any:
+    """Fill in the links, walls and right side of one instance.
+
+    ``code`` gets a bit for each side that is not closed. Gives whether a side is, and how far
+    apart the numbers of linked voxels are.
+    """
     local, place, annotated, field = grid
-    near, wall, diagonal, right, u = system
+    near, code, wall, right, u = system
     nodes = mine.size
     number = local[mine[0]]
-    closed = False
+    closed, reach = False, 0
     for i in range(nodes):
         at = mine[i]
         u[i] = field[at]
-        walls, links, source = 0.0, 0.0, 1.0
+        walls, source, opened = 0.0, 1.0, 63
         for d in range(6):
             j = at + steps[d]
             other = local[j]
             if other == number:
                 near[i, d] = place[j]
-                links += weights[d >> 1]
+                reach = max(reach, place[j] - i)
                 continue
             near[i, d] = nodes
             if other == BEYOND:
                 if np.isnan(field[j]):
-                    closed = True
+                    opened -= 1 << d
                 else:
                     walls += weights[d >> 1]
                     source += weights[d >> 1] * field[j]
             elif not annotated[j]:
-                closed = True
+                opened -= 1 << d
             else:
                 walls += weights[d >> 1]
-        wall[i], diagonal[i], right[i] = walls, walls + links, source
-    return closed
+        wall[i], right[i], code[i] = walls, source, opened
+        closed |= opened != 63
+    return closed, reach
 
 
 @compiled
@@ -178,7 +186,7 @@ def _reach(near: Any, wall: Any, reached: Any) -> int:
 @compiled
 def _take_out_closed_pieces(system: Any) -> None:
     """Pieces that touch no wall have no solution: make each of their voxels u = 0 by itself."""
-    near, wall, diagonal, right, u = system
+    near, code, wall, right, u = system
     nodes = wall.size
     reached = np.zeros(nodes + 1, np.bool_)
     if _reach(near, wall, reached) == nodes:
@@ -186,7 +194,7 @@ def _take_out_closed_pieces(system: Any) -> None:
     for i in range(nodes):
         if not reached[i]:
             near[i] = nodes
-            wall[i], diagonal[i], right[i], u[i] = 1.0, 1.0, 0.0, 0.0
+            code[i], wall[i], right[i], u[i] = ALONE, 1.0, 0.0, 0.0
 
 
 @compiled
@@ -217,22 +225,26 @@ def _solve_instances(
     starts, voxels = sorted_voxels
     weights, lengths, tolerance, most = how
     field = grid[3]
-    links = np.empty((1, 6))
-    for d in range(6):
-        links[0, d] = weights[d >> 1]
+    links = np.array([[weights[0], weights[0], weights[1], weights[1], weights[2], weights[2]]])
+    diagonal = np.ones(ALONE + 1)
+    for code in range(1, ALONE):
+        diagonal[code] = 0.0
+        for d in range(6):
+            diagonal[code] += links[0, d] * ((code >> d) & 1)
+    inverse = 1 / diagonal
     for number in numbers:
         mine = voxels[starts[number] : starts[number + 1]]
         nodes = mine.size
-        near = np.empty((nodes, 6), np.uint32)
-        wall, diagonal, right = np.empty(nodes), np.empty(nodes), np.empty(nodes)
-        u = np.zeros(nodes + 1)
-        system = (near, wall, diagonal, right, u)
-        if _assemble(mine, grid, steps, weights, system):
+        near, codes = np.empty((nodes, 6), np.uint32), np.empty(nodes, np.uint8)
+        wall, right, u = np.empty(nodes), np.empty(nodes), np.zeros(nodes + 1)
+        system = (near, codes, wall, right, u)
+        closed, reach = _assemble(mine, grid, steps, weights, system)
+        if closed:
             _take_out_closed_pieces(system)
         rows = _rows(mine, shape[1], shape[2])
-        parent, levels = coarser_levels(near, links, wall, diagonal, (*rows, lengths))
-        solver = (near, 1.0 / diagonal, diagonal, weights)
-        taken[number] = solve(solver, parent, levels, u, right, tolerance, most)
+        parent, levels = coarser_levels(near, links, wall, diagonal[codes], (*rows, lengths))
+        solver = (near, codes, diagonal, inverse, weights, reach, parent)
+        taken[number] = solve(solver, levels, u, right, tolerance, most)
         for i in range(nodes):
             field[mine[i]] = u[i]
 
