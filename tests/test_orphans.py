@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from scipy import ndimage
 import topo_dask
 from topo_dask.graph.orphans import recover_orphans
 from topo_dask.kernels import reference
-from topo_dask.testing import block_shapes, flow_fields, label_volumes, segment_parameters
+from topo_dask.testing import block_shapes, label_volumes
 
 DATA = Path(__file__).parent / "data"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -84,29 +83,6 @@ def test_orphans_are_one_answer(data: st.DataObject) -> None:
     other = fewer(data.draw(block_shapes(shape)), shape, 8)
     lazy = recover_orphans(da.from_array(mask, chunks=other), da.from_array(labels, chunks=chunks))
     assert_array_equal(lazy.compute(scheduler="sync"), expected, strict=True)
-
-
-@pytest.mark.nightly
-@settings(max_examples=settings.default.max_examples // 5)
-@given(data=st.data())
-def test_thin_objects_on_disk_are_one_answer(data: st.DataObject) -> None:
-    labels = data.draw(label_volumes(max_side=9))
-    mask, shape = labels > 0, labels.shape
-    flow = data.draw(flow_fields(shape))
-    how = data.draw(segment_parameters())
-    expected = reference.recover_orphans(mask, reference.segment_group1(mask, flow, **how))
-    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
-        made = topo_dask.segment(
-            flow,
-            Path(path, "a.zarr"),
-            foreground=mask,
-            group=3,
-            blocks=fewer(data.draw(block_shapes(shape)), shape, 8),
-            cluster=data.draw(st.sampled_from(["sync", "threads"])),
-            **how,
-        )
-        assert_array_equal(made.array[...], expected)
-    assert_array_equal(topo_dask.postprocess_single(mask, flow, group=3, **how), expected)
 
 
 def test_an_orphan_far_from_every_label_finds_it(tmp_path: Path) -> None:
