@@ -457,7 +457,7 @@ def test_flows_in_rounds_are_equal_to_the_bit(
     assert_array_equal(flow, whole)
 
 
-@hypothesis.settings(max_examples=max(20, hypothesis.settings.default.max_examples // 10))
+@hypothesis.settings(max_examples=max(12, hypothesis.settings.default.max_examples // 16))
 @given(data=st.data())
 def test_poisson_flows_of_blocks_are_those_of_the_whole_volume(data: st.DataObject) -> None:
     """By rounds between blocks, with a halo down to a voxel; pieces without a border get none."""

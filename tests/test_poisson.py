@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import dask.array as da
@@ -297,3 +298,38 @@ def test_dask_arrays_of_several_chunks_are_refused() -> None:
         topo_dask.generate_diffusion_flows(
             da.from_array(ellipsoids(), chunks=20), potential="poisson"
         )
+
+
+def test_objects_wider_than_blocks_are_solved_in_rounds(tmp_path: Any) -> None:
+    """What is left between the last two rounds must be far below what the flow tells apart."""
+    z, y, x = np.indices((26, 28, 30))
+    labels = (((z - 12.3) ** 2 + (y - 13.1) ** 2 + (x - 16.4) ** 2) < 11.6**2).astype("u1")
+    labels[20:, 20:] = 2
+    labels[3:9, 13, 14:17] = 0
+    mask = np.ones(labels.shape, dtype="u1")
+    mask[:, :, 26:] = 0
+    for spatial_mask in (None, mask):
+        whole = topo_dask.generate_diffusion_flows(
+            labels, potential="poisson", spatial_mask=spatial_mask
+        )
+        made = topo_dask.flows(
+            labels,
+            tmp_path / "out.zarr",
+            potential="poisson",
+            spatial_mask=spatial_mask,
+            blocks=(13, 14, 15),
+            context=2,
+            cluster="sync",
+            overwrite=True,
+        )
+        assert_allclose(made.array[...], whole, rtol=0, atol=1e-4)
+        said = re.fullmatch(
+            r"a halo of 2 voxels, (\d+) rounds, (\d+) blocks solved: "
+            r"potential within (.*) of itself",
+            made.details["context"],
+        )
+        assert said is not None
+        rounds, solves, bound = int(said[1]), int(said[2]), float(said[3])
+        assert 10 < rounds < 80
+        assert 8 <= solves <= 8 * rounds
+        assert bound <= 1e-8
