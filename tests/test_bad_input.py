@@ -488,9 +488,10 @@ def test_settings_of_diffusion_flows(
         topo_dask.generate_diffusion_flows(wrap(LABELS), **{argument: value})
 
 
-def test_heat_has_most_iterations(disk: Path) -> None:
-    with refused(disk, InvalidArgument, "n_iter", "390", "heat"):
-        topo_dask.flows(LABELS, disk / "out.zarr", potential="heat", n_iter=391)
+def test_heat_of_many_iterations_is_not_made_in_rounds(disk: Path) -> None:
+    how = {"potential": "heat", "n_iter": 2000, "adaptive_iters": False, "cluster": "sync"}
+    with refused(disk, InvalidArgument, "rounds", "781", "heat"):
+        topo_dask.flows(LABELS, disk / "out.zarr", rounds=50, **how)
 
 
 def test_resume_and_overwrite_exclude_each_other(disk: Path) -> None:

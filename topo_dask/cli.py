@@ -238,6 +238,7 @@ def main() -> None:
 )
 @click.option("--context", type=ContextWidth(), default="auto", show_default=True)
 @click.option("--tolerance", type=float, default=1e-4, show_default=True)
+@click.option("--spacing", type=NUMBERS, default=(1.0, 1.0, 1.0), help="Distance of voxels: z,y,x.")
 @click.option("--rounds", type=RoundLength(), help="Iterations a round, in place of a context.")
 @click.option("--instances", type=click.Path(), help="Table of these labels, saves a pass.")
 @click.option("--dtype", type=click.Choice(FLOW_TYPES), default="float32", show_default=True)
@@ -275,6 +276,7 @@ def instances(**options: Any) -> None:
 @click.option("--origin", type=LENGTHS, default=(0, 0, 0), help="Global index of the first voxel.")
 @click.option("--context", type=ContextWidth(), default="auto", show_default=True)
 @click.option("--tolerance", type=float, default=1e-4, show_default=True)
+@click.option("--spacing", type=NUMBERS, default=(1.0, 1.0, 1.0), help="Distance of voxels: z,y,x.")
 @click.option("--dtype", type=click.Choice(FLOW_TYPES), default="float32", show_default=True)
 @run_options
 def targets(**options: Any) -> None:

@@ -12,8 +12,6 @@ from topo_dask.errors import InvalidArgument, InvalidType
 METHODS = ("diffusion", "direct")
 POTENTIALS = ("coordinate", "heat", "poisson")
 GROUPS = (1, 2, 3)
-MOST_HEAT = 390
-"""Iterations after which heat in the thinnest objects leaves the range of float64."""
 
 
 def choice(argument: str, value: Any, known: Sequence[Any]) -> None:
@@ -99,7 +97,7 @@ class FlowSettings:
         fields; "auto" takes the cheapest number. ``None``: rounds where they are cheaper than the
         automatic context.
     spacing
-        Distance of voxels along z, y, x, in any unit.
+        Distance of voxels along z, y, x, in any unit: flows are unit vectors in it.
 
     Examples
     --------
@@ -122,9 +120,6 @@ class FlowSettings:
         choice("potential", self.potential, POTENTIALS)
         text = "a whole number >= 0"
         number("n_iter", self.n_iter, lambda v: v >= 0, text, whole=True, default=200)
-        if self.potential == "heat":
-            text = f"at most {MOST_HEAT} with potential='heat'"
-            number("n_iter", self.n_iter, lambda v: v <= MOST_HEAT, text, default=200)
         text = "a number > 0"
         number("adaptive_factor", self.adaptive_factor, lambda v: v > 0, text, default=6)
         if self.context != "auto":

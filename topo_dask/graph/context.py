@@ -60,15 +60,23 @@ def anchors_of(table: InstanceTable) -> npt.NDArray[np.int64]:
 
 
 @lru_cache(maxsize=1024)
-def context_width(iterations: int, *, tolerance: float, farthest: int, floor: bool = True) -> int:
+def context_width(
+    iterations: int,
+    *,
+    tolerance: float,
+    farthest: int,
+    floor: bool = True,
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
+) -> int:
     """Voxels of context after which the flow is within ``tolerance`` of the whole volume's.
 
     What lies beyond the context is felt most through a straight corridor: there the instance's
-    own field decays, by (mu + 2)/6 an iteration with mu in [0, 4] for the corridor's width, while
-    a large part of the instance at its far end does not. So the width is the smallest h for which
-    a field held at 1 at distance h brings, after n iterations, less than tolerance/10 of the
-    corridor's own field, or of the floor below which gradients are not stretched. For n = 200 and
-    1e-4 these are 45 voxels, 5.5 sigma of the random walk; on dense tissue 5 sigma suffice.
+    own field decays, by m + 2w an iteration with w the weight of a neighbour along it and m in
+    [0, 1 - 2w] for the corridor's width, while a large part of the instance at its far end does
+    not. So the width is the smallest h for which a field held at 1 at distance h brings, after n
+    iterations, less than tolerance/10 of the corridor's own field, or of the floor below which
+    gradients are not stretched; the largest of the three axes. For n = 200 and 1e-4 these are 45
+    voxels, 5.5 sigma of the random walk; on dense tissue 5 sigma suffice.
 
     Parameters
     ----------
@@ -80,6 +88,8 @@ def context_width(iterations: int, *, tolerance: float, farthest: int, floor: bo
         Largest absolute coordinate of the volume: the floor is relative to it.
     floor
         Whether there is a floor (coordinate potential) or not (heat).
+    spacing
+        Distance of voxels along z, y, x.
 
     Returns
     -------
@@ -92,18 +102,27 @@ def context_width(iterations: int, *, tolerance: float, farthest: int, floor: bo
     """
     if iterations <= 1:
         return iterations
-    mu = 4 * np.cos(np.linspace(0, np.pi / 2, 65))[:, None]
-    reach = min(iterations, 16 + int(16 * math.sqrt(iterations / 3)))
-    log_own = iterations * np.log((mu[:, 0] + 2) / 6)
     least = math.log(FLOOR / max(farthest, 1)) if floor else -np.inf
-    felt = np.zeros((len(mu), reach + 2))
+    allowed = math.log(tolerance / MARGIN)
+    weights = {round(w, 12) for w in weights_of(spacing)}
+    return max(_width_along(iterations, w, least, allowed) for w in weights)
+
+
+def _width_along(iterations: int, weight: float, least: float, allowed: float) -> int:
+    """Width along an axis of some weight; ``least`` and ``allowed`` are logarithms."""
+    stay = (1 - 2 * weight) * np.cos(np.linspace(0, np.pi / 2, 65))[:, None]
+    reach = min(iterations, 16 + int(16 * math.sqrt(2 * weight * iterations)))
+    log_own = iterations * np.log(stay[:, 0] + 2 * weight)
+    felt = np.zeros((len(stay), reach + 2))
     felt[:, 0] = 1.0
     for _ in range(iterations):
-        felt[:, 1:-1] = (mu * felt[:, 1:-1] + felt[:, :-2] + felt[:, 2:]) / 6
+        felt[:, 1:-1] = stay * felt[:, 1:-1] + weight * (felt[:, :-2] + felt[:, 2:])
     with np.errstate(divide="ignore"):
         excess = np.log(felt) - np.maximum(log_own, least)[:, None]
-    enough = excess.max(axis=0) <= math.log(tolerance / MARGIN)
-    return min(iterations, int(np.argmax(enough)) if enough.any() else reach + 1)
+    enough = excess.max(axis=0) <= allowed
+    if enough.any():
+        return min(iterations, int(np.argmax(enough)))
+    return min(iterations, reach + 1) if weight > 0.1 else iterations
 
 
 def context_region(
@@ -140,6 +159,7 @@ def context_region(
             tolerance=settings.tolerance,
             farthest=max(map(abs, (*volume.start, *volume.stop))),
             floor=settings.potential == "coordinate",
+            spacing=settings.spacing,
         )
     width += 1  # for the differences, which are taken after the last iteration
     grown = tuple((a - width, b + width) for a, b in zip(core.start, core.stop, strict=True))
@@ -376,7 +396,7 @@ def choose_context(
     >>> choose_context(FlowSettings(n_iter=20), grid).rounds
     0
     >>> choose_context(FlowSettings(n_iter=2000), grid).rounds
-    32
+    24
     """
     sample = _sample(grid, table, settings, origin)
     largest = int(sample.most.max(initial=0))
@@ -389,6 +409,7 @@ def choose_context(
             tolerance=settings.tolerance,
             farthest=max(o + n for o, n in zip(origin, grid.shape, strict=True)),
             floor=settings.potential == "coordinate",
+            spacing=settings.spacing,
         )
 
     widths = [width_of(n) for n in sample.most.tolist()]

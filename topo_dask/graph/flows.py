@@ -70,7 +70,11 @@ def flow_of_block(
     core = piece.core.relative_to(piece.read.start).slices
     if settings.method == "direct":
         return cpu.direct_flow(
-            labels[core], ids=table.ids, centres=table.centres, origin=piece.core.start
+            labels[core],
+            ids=table.ids,
+            centres=table.centres,
+            origin=piece.core.start,
+            spacing=settings.spacing,
         )
     if settings.potential == "poisson":
         return cpu.poisson_flow(
@@ -85,6 +89,7 @@ def flow_of_block(
         core=core,
         spatial_mask=spatial_mask,
         potential=settings.potential,
+        spacing=settings.spacing,
         threads=threads,
     )
 
@@ -164,7 +169,9 @@ def generate_diffusion_flows(
         For dask arrays: voxels computed around each chunk and thrown away; "auto" keeps every
         component within ``tolerance`` of the whole volume's, ``n_iter`` is exact to the bit.
     spacing
-        Distance of voxels along z, y, x, in any unit: scales the derivatives.
+        Distance of voxels along z, y, x, in any unit: flows are unit vectors in it. The mean of
+        the neighbours then weights those along an axis of distance s by 1/s^2. Iterations and
+        contexts go on counting voxels. Only ratios matter.
 
     Returns
     -------
@@ -197,9 +204,6 @@ def generate_diffusion_flows(
         tolerance,
         spacing=spacing,
     )
-    if potential != "poisson" and settings.spacing != (1.0, 1.0, 1.0):
-        do = "Leave it out, or choose potential='poisson'."
-        raise InvalidArgument("spacing", settings.spacing, f"1 with potential={potential!r}", do)
     start = as_lengths(origin, argument="origin", axes=3, least=0)
     shape = tuple(int(n) for n in instance_mask.shape)
     if spatial_mask is not None:
@@ -258,6 +262,7 @@ def _lazy_flows(
             tolerance=settings.tolerance,
             farthest=max(volume.stop),
             floor=settings.potential == "coordinate",
+            spacing=settings.spacing,
         )
     if settings.method == "direct":
         width = -1
@@ -279,7 +284,12 @@ def _moved(region: Region, here: Region) -> Region:
     return region.relative_to(tuple(-a for a in here.start))
 
 
-def generate_direct_flows(instance_mask: Any, spatial_mask: Any = None) -> Any:
+def generate_direct_flows(
+    instance_mask: Any,
+    spatial_mask: Any = None,
+    *,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+) -> Any:
     """Flows of convex instances: unit vectors to the centre of mass of the whole instance.
 
     Parameters
@@ -289,6 +299,8 @@ def generate_direct_flows(instance_mask: Any, spatial_mask: Any = None) -> Any:
     spatial_mask
         ``[Z,Y,X]``, 1 where annotated. An instance that touches unannotated voxels points to
         the deepest voxel of its mask instead.
+    spacing
+        Distance of voxels along z, y, x, in any unit: flows are unit vectors in it.
 
     Returns
     -------
@@ -305,6 +317,7 @@ def generate_direct_flows(instance_mask: Any, spatial_mask: Any = None) -> Any:
     array([ 1.,  0., -1.], dtype=float32)
     """
     check_labels(instance_mask, argument="instance_mask")
+    settings = FlowSettings("direct", spacing=spacing)
     if spatial_mask is not None:
         check_mask(spatial_mask, argument="spatial_mask")
         check_same_shape(
@@ -312,9 +325,8 @@ def generate_direct_flows(instance_mask: Any, spatial_mask: Any = None) -> Any:
         )
     here = Region((0, 0, 0), tuple(int(n) for n in instance_mask.shape))
     if isinstance(instance_mask, da.Array):
-        settings = FlowSettings("direct")
         return _lazy_flows(instance_mask, settings, here, here, None, spatial_mask)
     labels = np.asarray(instance_mask)
     mask = None if spatial_mask is None else np.asarray(spatial_mask)
     ids, centres = cpu.direct_centres(labels, spatial_mask=mask)
-    return cpu.direct_flow(labels, ids=ids, centres=centres)
+    return cpu.direct_flow(labels, ids=ids, centres=centres, spacing=settings.spacing)

@@ -167,6 +167,7 @@ def compute_flow_targets(
     origin: tuple[int, ...] = (0, 0, 0),
     context: Any = "auto",
     tolerance: float = 1e-4,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> tuple[Any, Any]:
     """Flows and foreground of every class, to train a network on.
 
@@ -189,7 +190,7 @@ def compute_flow_targets(
         See `generate_diffusion_flows`.
     spatial_mask
         ``[Z,Y,X]``, 1 where annotated, for all classes.
-    origin, context, tolerance
+    origin, context, tolerance, spacing
         See `generate_diffusion_flows`.
 
     Returns
@@ -223,6 +224,7 @@ def compute_flow_targets(
         adaptive_factor=adaptive_factor,
         context=context,
         tolerance=tolerance,
+        spacing=spacing,
     )
     methods = class_methods(class_names, count, class_config, resolution_nm, others)
     if spatial_mask is not None:
@@ -254,7 +256,7 @@ def compute_flow_targets(
 def _class_flows(labels: Any, method: ClassMethod, mask: Any, origin: tuple[int, ...]) -> Any:
     settings = method.settings
     if settings.method == "direct":
-        return generate_direct_flows(labels, mask)
+        return generate_direct_flows(labels, mask, spacing=settings.spacing)
     return generate_diffusion_flows(
         labels,
         settings.n_iter,
@@ -265,4 +267,5 @@ def _class_flows(labels: Any, method: ClassMethod, mask: Any, origin: tuple[int,
         origin=origin,
         context=settings.context,
         tolerance=settings.tolerance,
+        spacing=settings.spacing,
     )

@@ -112,8 +112,10 @@ def _neighbours(voxels: Int64, shape: Sequence[int], spatial_mask: Mask | None) 
     return result
 
 
-def _diffuse(u: Float64, neighbours: Int64, iterations: int, pieces: Int64 | None) -> Float64:
-    """``iterations`` times the mean over the six neighbours; ``u`` is ``[fields, V + 1]``.
+def _diffuse(
+    u: Float64, neighbours: Int64, iterations: int, pieces: Int64 | None, weights: Float64
+) -> Float64:
+    """``iterations`` times the weighted mean of the neighbours; ``u`` is ``[fields, V + 1]``.
 
     The two neighbours of an axis are added first, so that a mirrored instance gets exactly the
     mirrored field. With ``pieces`` (the connected piece of each voxel) every piece is scaled by
@@ -122,7 +124,7 @@ def _diffuse(u: Float64, neighbours: Int64, iterations: int, pieces: Int64 | Non
     """
     for i in range(iterations):
         z, y, x = (u[:, neighbours[a, 0]] + u[:, neighbours[a, 1]] for a in range(3))
-        u[:, :-1] = (z + y + x) / 6.0
+        u[:, :-1] = weights[0] * z + weights[1] * y + weights[2] * x
         if pieces is not None and i % _RESCALE_EVERY == 0:
             peak = np.zeros(pieces.max() + 1)
             np.maximum.at(peak, pieces, u[0, :-1])
@@ -146,6 +148,7 @@ def diffusion_gradient(
     origin: Sequence[int] = (0, 0, 0),
     spatial_mask: Mask | None = None,
     potential: str = "coordinate",
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> tuple[Float64, Float64]:
     """The gradient before it is made a unit vector, and the size of what was subtracted for it.
 
@@ -169,6 +172,8 @@ def diffusion_gradient(
     """
     gradient = np.zeros((3, *labels.shape))
     magnitude = np.zeros((3, *labels.shape))
+    apart = np.asarray(spacing) / min(spacing)
+    weights = apart**-2 / (2 * (apart**-2).sum())
     wanted = dict(zip(ids.tolist(), iterations.tolist(), strict=True))
     for number, voxels in _voxels_of_each(labels).items():
         if number not in wanted:
@@ -177,19 +182,22 @@ def diffusion_gradient(
         if potential == "heat":
             u = np.zeros((1, len(voxels) + 1))
             u[0, :-1] = 1.0
-            u = np.repeat(_diffuse(u, neighbours, wanted[number], _pieces(voxels)), 3, axis=0)
+            u = np.repeat(
+                _diffuse(u, neighbours, wanted[number], _pieces(voxels), weights), 3, axis=0
+            )
         else:
             u = np.zeros((3, len(voxels) + 1))
-            u[:, :-1] = (voxels + np.asarray(origin)).T
-            u = _diffuse(u, neighbours, wanted[number], None)
+            u[:, :-1] = ((voxels + np.asarray(origin)) * apart).T
+            u = _diffuse(u, neighbours, wanted[number], None, weights)
         own = np.arange(len(voxels))
         for axis in range(3):
             before, after = neighbours[axis]
             # A missing neighbour is the voxel itself: the difference is then one-sided (or 0).
             width = np.where((before == own) | (after == own), 1.0, 2.0)
             where = (axis, *voxels.T)
-            gradient[where] = (u[axis, after] - u[axis, before]) / width
+            gradient[where] = (u[axis, after] - u[axis, before]) / (width * apart[axis])
             magnitude[where] = np.maximum(np.abs(u[axis, after]), np.abs(u[axis, before]))
+            magnitude[where] /= apart[axis]
     return gradient, magnitude
 
 
@@ -203,6 +211,7 @@ def diffusion_flow(
     core: tuple[slice, slice, slice] | None = None,
     spatial_mask: Mask | None = None,
     potential: str = "coordinate",
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
     threads: int = 1,
 ) -> Float32:
     """Unit vectors up the gradient of coordinates (or of heat) diffused inside each instance.
@@ -222,6 +231,9 @@ def diffusion_flow(
         like one outside the volume.
     potential
         ``"coordinate"`` or ``"heat"``.
+    spacing
+        Distance of voxels along z, y, x: coordinates and gradients are in its unit, over that of
+        the nearest voxels, and the mean weights an axis by 1/s^2.
 
     Examples
     --------
@@ -237,6 +249,7 @@ def diffusion_flow(
         origin=origin,
         spatial_mask=spatial_mask,
         potential=potential,
+        spacing=spacing,
     )
     norm = np.sqrt((g**2).sum(axis=0))
     if potential == "heat":
@@ -382,7 +395,12 @@ def poisson_flow(
 
 
 def direct_flow(
-    labels: Labels, *, ids: UInt64, centres: Float64, origin: Sequence[int] = (0, 0, 0)
+    labels: Labels,
+    *,
+    ids: UInt64,
+    centres: Float64,
+    origin: Sequence[int] = (0, 0, 0),
+    spacing: Sequence[float] = (1.0, 1.0, 1.0),
 ) -> Float32:
     """Unit vectors from each voxel to its instance's centre; 0 at the voxel nearest to it.
 
@@ -399,7 +417,7 @@ def direct_flow(
             continue
         centre = centre_of[number]
         here = voxels + np.asarray(origin)
-        towards = centre - here
+        towards = (centre - here) * np.asarray(spacing)
         norm = np.sqrt((towards**2).sum(axis=1, keepdims=True))
         vectors = towards / np.where(norm == 0, 1.0, norm)
         vectors[(here == np.rint(centre)).all(axis=1)] = 0.0

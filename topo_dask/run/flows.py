@@ -162,6 +162,7 @@ def flows(
     overlap: Any = 0,
     context: Any = "auto",
     tolerance: float = 1e-4,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     rounds: Any = None,
     instances: Any = None,
     dtype: str = "float32",
@@ -196,6 +197,8 @@ def flows(
         ``tolerance`` of the whole volume's field, ``context=n_iter`` is exact to the bit. With
         ``potential="poisson"`` the halo of the blocks, which are solved in rounds until the whole
         volume's potential is reached.
+    spacing
+        Distance of voxels along z, y, x, in any unit: flows are unit vectors in it.
     rounds
         Instead of a context: rounds of so many iterations, after which blocks read each other's
         fields; exact to the bit. "auto" takes the cheapest number; ``None`` takes rounds where
@@ -237,6 +240,7 @@ def flows(
         context,
         tolerance,
         rounds=rounds,
+        spacing=spacing,
     )
     options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
     if dtype not in FLOW_TYPES:

@@ -92,6 +92,7 @@ def advance_block(task: RoundTask) -> tuple[int, int]:
         core=core.relative_to(read.start).slices,
         spatial_mask=job.read_mask(read),
         potential=job.settings.potential,
+        spacing=job.settings.spacing,
     )
     at = np.flatnonzero(flow.any(axis=0))
     if at.size:

@@ -88,6 +88,7 @@ def flow_targets(
     origin: tuple[int, ...] = (0, 0, 0),
     context: Any = "auto",
     tolerance: float = 1e-4,
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     dtype: str = "float32",
     blocks: Any = None,
     work_dir: Any = None,
@@ -110,7 +111,7 @@ def flow_targets(
         See `compute_flow_targets`.
     spatial_mask
         ``[Z,Y,X]``, 1 where annotated, for all classes, as the labels.
-    origin, context, tolerance
+    origin, context, tolerance, spacing
         See `topo_dask.flows`.
     dtype
         Of both arrays: "float32", or "float16" for half the disk and 5e-4.
@@ -155,6 +156,7 @@ def flow_targets(
         adaptive_factor=adaptive_factor,
         context=context,
         tolerance=tolerance,
+        spacing=spacing,
     )
     start = as_lengths(origin, argument="origin", axes=3, least=0)
     source = open_input(labels, argument="labels", axes=4, first="class")

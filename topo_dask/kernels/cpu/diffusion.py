@@ -269,6 +269,10 @@ def diffusion_flow(
         wall.
     potential
         "coordinate" or "heat".
+    spacing
+        Distance s of voxels along z, y, x, in any unit. Neighbours along an axis then count
+        (1/s^2) / (2 sum of 1/s^2) in the mean instead of 1/6, and flows are unit vectors in that
+        unit. Only ratios matter.
     threads
         Threads to use; the result is the same to the bit.
 

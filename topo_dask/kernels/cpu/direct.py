@@ -23,17 +23,17 @@ MOST_ERROR = 2.0**36
 
 
 @compiled
-def _vector(cz: float, cy: float, cx: float, gz: int, gy: int, gx: int) -> Any:
+def _vector(cz: float, cy: float, cx: float, gz: int, gy: int, gx: int, apart: Any) -> Any:
     """From a voxel to a centre, of length 1; 0 at the voxel nearest to it."""
     if np.rint(cz) == gz and np.rint(cy) == gy and np.rint(cx) == gx:
         return np.float32(0), np.float32(0), np.float32(0)
-    a, b, c = cz - gz, cy - gy, cx - gx
+    a, b, c = (cz - gz) * apart[0], (cy - gy) * apart[1], (cx - gx) * apart[2]
     norm = max(np.sqrt(a * a + b * b + c * c), 1e-8)
     return np.float32(a / norm), np.float32(b / norm), np.float32(c / norm)
 
 
 @compiled
-def _point(local: Any, centres: Any, origin: Any, flow: Any) -> None:
+def _point(local: Any, centres: Any, origin: Any, spacing: Any, flow: Any) -> None:
     for z in range(local.shape[0]):
         for y in range(local.shape[1]):
             for x in range(local.shape[2]):
@@ -42,7 +42,7 @@ def _point(local: Any, centres: Any, origin: Any, flow: Any) -> None:
                     continue
                 gz, gy, gx = z + origin[0], y + origin[1], x + origin[2]
                 cz, cy, cx = centres[k - 1, 0], centres[k - 1, 1], centres[k - 1, 2]
-                a, b, c = _vector(cz, cy, cx, gz, gy, gx)
+                a, b, c = _vector(cz, cy, cx, gz, gy, gx, spacing)
                 flow[0, z, y, x] = a
                 flow[1, z, y, x] = b
                 flow[2, z, y, x] = c
@@ -59,7 +59,7 @@ def _differ(local: Any, flow: Any, centres: Any, origin: Any, sums: Any) -> None
                     continue
                 gz, gy, gx = z + origin[0], y + origin[1], x + origin[2]
                 cz, cy, cx = centres[k - 1, 0], centres[k - 1, 1], centres[k - 1, 2]
-                a, b, c = _vector(cz, cy, cx, gz, gy, gx)
+                a, b, c = _vector(cz, cy, cx, gz, gy, gx, (1.0, 1.0, 1.0))
                 da = np.float64(a) - np.float64(flow[z, y, x, 0])
                 db = np.float64(b) - np.float64(flow[z, y, x, 1])
                 dc = np.float64(c) - np.float64(flow[z, y, x, 2])
@@ -73,6 +73,7 @@ def direct_flow(
     ids: npt.NDArray[np.uint64],
     centres: npt.NDArray[np.float64],
     origin: tuple[int, ...] = (0, 0, 0),
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
 ) -> npt.NDArray[np.float32]:
     """Unit vectors to the instance's centre: f(v) = (c - v) / |c - v|, and 0 at the sink.
 
@@ -84,6 +85,8 @@ def direct_flow(
         Of all instances of the array, ascending by id: uint64 ``[K]``, float64 ``[K,3]`` global.
     origin
         Global index of ``labels[0,0,0]``.
+    spacing
+        Distance of voxels along z, y, x, in any unit: vectors are unit vectors in it.
 
     Returns
     -------
@@ -102,7 +105,9 @@ def direct_flow(
     local, present = compact(labels)
     rows = rows_of(present, ids)
     flow = np.zeros((3, *labels.shape), dtype=np.float32)
-    _point(local, np.ascontiguousarray(centres[rows]), np.asarray(origin, dtype=np.int64), flow)
+    apart = tuple(s / min(spacing) for s in spacing)
+    where = np.ascontiguousarray(centres[rows])
+    _point(local, where, np.asarray(origin, dtype=np.int64), apart, flow)
     return flow
 
 
