@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -331,6 +331,14 @@ def security_of(options: ClusterOptions) -> Security | None:
     return Security(tls_ca_file=options.tls_ca_file, require_encryption=True, **pair)
 
 
+@contextlib.contextmanager
+def other_port() -> Iterator[None]:
+    """Let a dashboard whose port was taken a moment ago have another, in silence."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"(?s)\s*Port \d+ is already in use")
+        yield
+
+
 def job_class(system: str) -> Any:
     """dask-jobqueue's class of a job, which tells when it is closed and why it was refused."""
     jobs = load()
@@ -396,8 +404,7 @@ def open_jobs(options: ClusterOptions, dashboard: str, say: Callable[[str], None
     """
     made = arguments(options, dashboard=dashboard)
     kind = getattr(load(), f"{CLASSES[options.system]}Cluster")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
+    with other_port():
         try:
             cluster = kind(job_cls=job_class(options.system), **made)
         except (RuntimeError, OSError, ValueError) as error:
@@ -480,7 +487,9 @@ class Jobs:
         if self.trouble is not None:
             raise self.trouble
         if self.options.max_jobs is not None and self.options.max_jobs > least:
-            self.cluster.adapt(minimum_jobs=least, maximum_jobs=self.options.max_jobs)
+            # Few tasks are in flight at a time, so little work at hand means much to come.
+            most = self.options.max_jobs
+            self.cluster.adapt(minimum_jobs=least, maximum_jobs=most, target_duration="1s")
         self._thread = threading.Thread(target=self._watch, name="batch jobs", daemon=True)
         self._thread.start()
 

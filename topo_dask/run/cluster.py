@@ -158,7 +158,8 @@ def _opened(options: ClusterOptions, stack: ExitStack, say: Say) -> RunningClust
     if options.is_batch:
         return _reported(stack, _of_jobs(options, stack, say))
     if options.system in ("local", "gpu"):
-        made = local_workers(options) if options.system == "local" else gpu_workers(options)
+        with batch.other_port():
+            made = local_workers(options) if options.system == "local" else gpu_workers(options)
         cluster = stack.enter_context(made)
         client = stack.enter_context(Client(cluster, set_as_default=False))
         what = "worker processes" if options.system == "local" else "GPUs, a worker process each"
