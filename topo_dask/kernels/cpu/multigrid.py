@@ -14,14 +14,16 @@ import numpy as np
 
 from topo_dask.kernels.jit import compiled
 
-LONE = 3.0
-"""A node whose walls weigh this many times its links is left to the smoother: no box helps it."""
+LONE = 0.8
+"""A node whose walls weigh this much of its links is left to the smoother: no box helps it.
+
+This and the next two by trial: the fewest iterations on tissue and on balls."""
 
 FARTHER = 0.5
 """Weight of a link between boxes over the sum of the links it is made of: centres lie 2 apart."""
 
-WALL_FARTHER = 0.8
-"""The same for walls, nearer than other boxes; by trial: the fewest iterations on tissue."""
+WALL_FARTHER = 0.6
+"""The same for walls: the middle of a box is one and a half nodes from the wall (then 2.5 of 4)."""
 
 CHUNK = 1024
 """Nodes between which a sweep lets the next one catch up."""
@@ -30,13 +32,11 @@ NOWHERE = np.uint32(2**32 - 1)
 
 
 @compiled
-def _join_rows(spans: Any, xs: Any, lone: Any, halved: int, places: Any, made: Any) -> Any:
-    """Number the boxes of up to four rows of nodes from ``made[0]`` on.
+def _join_rows(spans: Any, xs: Any, lone: Any, halved: int, parent: Any, made: Any) -> Any:
+    """Number the boxes of up to four rows of nodes, ``spans [4,2]``, from ``made[0]`` on.
 
-    ``spans [4,3]`` are the first node of each row, the end, and the row's side of its box. Writes
-    each node's box and side into ``places`` and each box's x into ``made[1:]``.
+    Writes each node's box into ``parent`` and each box's x into ``made[1:]``.
     """
-    parent, side = places
     count = made[0]
     while True:
         lowest = np.int64(-1)
@@ -54,7 +54,6 @@ def _join_rows(spans: Any, xs: Any, lone: Any, halved: int, places: Any, made: A
             while at < end and xs[at] >> halved == lowest:
                 if not lone[at]:
                     parent[at] = count
-                    side[at] = spans[s, 2] | (xs[at] & 1) << 2
                 at += 1
             spans[s, 0] = at
         count += 1
@@ -62,7 +61,7 @@ def _join_rows(spans: Any, xs: Any, lone: Any, halved: int, places: Any, made: A
 
 
 @compiled
-def _boxes(rows: Any, xs: Any, lone: Any, halved: Any, places: Any) -> Any:
+def _boxes(rows: Any, xs: Any, lone: Any, halved: Any, parent: Any) -> Any:
     """Put the nodes of a level into boxes; give the rows and the x of the boxes.
 
     ``rows`` are (first node of each row and the end, z, y), ``halved`` 1 for each axis along which
@@ -72,7 +71,7 @@ def _boxes(rows: Any, xs: Any, lone: Any, halved: Any, places: Any) -> Any:
     made = np.empty(xs.size + 1, np.int64)
     coarse_first = np.empty(first.size, np.int64)
     coarse_z, coarse_y = np.empty(zs.size, np.int64), np.empty(zs.size, np.int64)
-    spans = np.zeros((4, 3), np.int64)
+    spans = np.zeros((4, 2), np.int64)
     count, number, row = 0, 0, 0
     while row < zs.size:
         z = zs[row] >> halved[0]
@@ -90,14 +89,14 @@ def _boxes(rows: Any, xs: Any, lone: Any, halved: Any, places: Any) -> Any:
             spans[:] = 0
             used = 0
             while low < middle and ys[low] >> halved[1] == y:
-                spans[used] = first[low], first[low + 1], (zs[low] & 1) | (ys[low] & 1) << 1
+                spans[used, 0], spans[used, 1] = first[low], first[low + 1]
                 used, low = used + 1, low + 1
             while high < end and ys[high] >> halved[1] == y:
-                spans[used] = first[high], first[high + 1], (zs[high] & 1) | (ys[high] & 1) << 1
+                spans[used, 0], spans[used, 1] = first[high], first[high + 1]
                 used, high = used + 1, high + 1
             made[0] = count
             before = count
-            count = _join_rows(spans, xs, lone, halved[2], places, made)
+            count = _join_rows(spans, xs, lone, halved[2], parent, made)
             if count > before:
                 coarse_first[number] = before
                 coarse_z[number], coarse_y[number] = z, y
@@ -109,15 +108,14 @@ def _boxes(rows: Any, xs: Any, lone: Any, halved: Any, places: Any) -> Any:
 
 
 @compiled
-def _coarse_system(level: Any, parent: Any, count: int, halved: Any) -> Any:
+def _coarse_system(
+    near: Any, weight: Any, wall: Any, parent: Any, count: int, halved: Any
+) -> tuple[Any, Any, Any]:
     """Sum the links and walls of the nodes of each box; links inside a box are gone.
 
     Replaces ``NOWHERE`` in ``parent`` by ``count``. To the boxes, nodes without one are wall.
-    The weights of ``level`` have a row for each node, or one for all. Gives the system of the
-    boxes, and the boxes between which to interpolate: the neighbours, but the box itself where
-    nothing flows through its side, and beyond both sides of an axis that is not halved.
+    ``weight`` has a row for each node, or one for all.
     """
-    near, weight, wall, closed = level
     nodes = near.shape[0]
     row = 1 if weight.shape[0] == nodes else 0
     for i in range(nodes):
@@ -125,7 +123,6 @@ def _coarse_system(level: Any, parent: Any, count: int, halved: Any) -> Any:
     coarse_near = np.full((count, 6), np.uint32(count), np.uint32)
     coarse_weight = np.zeros((count, 6))
     coarse_wall = np.zeros(count)
-    coarse_closed = np.zeros(count, np.uint8)
     for i in range(nodes):
         a = parent[i]
         if a == count:
@@ -141,14 +138,7 @@ def _coarse_system(level: Any, parent: Any, count: int, halved: Any) -> Any:
                 coarse_near[a, d] = parent[j]
                 coarse_weight[a, d] += here
         coarse_wall[a] += WALL_FARTHER * wall[i]
-        coarse_closed[a] |= closed[i]
-    between = coarse_near.copy()
-    for a in range(count):
-        for d in range(6):
-            shut = coarse_near[a, d] == count and (coarse_closed[a] >> d) & 1 == 1
-            if shut or not halved[d >> 1]:
-                between[a, d] = a
-    return (coarse_near, coarse_weight, coarse_wall, coarse_closed), between
+    return coarse_near, coarse_weight, coarse_wall
 
 
 @compiled
@@ -168,50 +158,47 @@ def _halved(lengths: Any) -> Any:
 
 
 @compiled
-def coarser_levels(level: Any, diagonal: Any, nodes: Any) -> Any:
-    """Make the levels below the first.
+def coarser_levels(near: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any) -> Any:
+    """Make the levels below the first: a list of (near, weight, 1/diagonal, parent, u, right).
 
-    Gives first ``(parent, side)`` of the first level: its nodes' boxes, which are the nodes of the
-    next level, and where in their boxes they are (a bit for each axis); then a list of (near,
-    weight, 1/diagonal, u, right, between, parent, side). There is at least one, but it may have no
-    nodes. The arrays of solutions have a last node that is always 0, which is where missing
-    neighbours and parents point to.
+    There is at least one, but it may have no nodes. Gives first the ``parent`` of the first level:
+    a level's ``parent`` tells its nodes' boxes, the nodes of the next level. The arrays of
+    solutions have a last node that is always 0, which is where missing neighbours and parents
+    point to.
 
     Parameters
     ----------
-    level
-        near, uint32 ``[N,6]``: neighbours z-, z+, y-, y+, x-, x+, N where there is none; weight
-        of those links ``[1,6]``; weight of the links to the value 0 ``[N]``; sides that are
-        closed, a bit for each, uint8 ``[N]``.
-    diagonal
-        ``[N]``: weight of all links.
+    near
+        uint32 ``[N,6]``: neighbours z-, z+, y-, y+, x-, x+, N where there is none.
+    weight
+        ``[1,6]``: of those links.
+    wall, diagonal
+        ``[N]``: weight of the links to the value 0; of these and all links.
     nodes
         The first node of each row of equal (z, y), and the end; z and y of the rows; x of the
         nodes; distance of nodes along z, y, x.
     """
     rows, xs, lengths = (nodes[0], nodes[1], nodes[2]), nodes[3], nodes[4].copy()
-    places = np.full(xs.size, NOWHERE, np.uint32), np.zeros(xs.size, np.uint8)
+    parent = np.full(near.shape[0], NOWHERE, np.uint32)
     halved = _halved(lengths)
-    rows, xs = _boxes(rows, xs, _lone_nodes(level[2], diagonal), halved, places)
-    coarse, between = _coarse_system(level, places[0], xs.size, halved)
-    first_places = places
-    none = places[0][:0], places[1][:0]
-    levels = [(coarse[0], coarse[1], coarse[2], np.zeros(1), np.zeros(1), between, *none)]
+    rows, xs = _boxes(rows, xs, _lone_nodes(wall, diagonal), halved, parent)
+    near, sums, wall = _coarse_system(near, weight, wall, parent, xs.size, halved)
+    first_parent = parent
+    levels = [(near, sums, wall, parent[:0], np.zeros(1), np.zeros(1))]
     if xs.size > 0:
         levels.pop()
     while xs.size > 0:
-        near, weight, wall, _ = coarse
         diagonal = wall.copy()
         for i in range(xs.size):
-            diagonal[i] += weight[i].sum()
-        places = np.full(xs.size, NOWHERE, np.uint32), np.zeros(xs.size, np.uint8)
+            diagonal[i] += sums[i].sum()
+        parent = np.full(xs.size, NOWHERE, np.uint32)
         halved = _halved(lengths)
-        rows, coarse_xs = _boxes(rows, xs, _lone_nodes(wall, diagonal), halved, places)
+        rows, coarse_xs = _boxes(rows, xs, _lone_nodes(wall, diagonal), halved, parent)
         u, right = np.zeros(xs.size + 1), np.zeros(xs.size + 1)
-        levels.append((near, weight, 1.0 / diagonal, u, right, between, *places))
-        coarse, between = _coarse_system(coarse, places[0], coarse_xs.size, halved)
+        levels.append((near, sums, 1.0 / diagonal, parent, u, right))
+        near, sums, wall = _coarse_system(near, sums, wall, parent, coarse_xs.size, halved)
         xs = coarse_xs
-    return first_places, levels
+    return first_parent, levels
 
 
 @compiled
@@ -233,36 +220,18 @@ def _backward(near: Any, weight: Any, inverse: Any, u: Any, right: Any) -> None:
 
 
 @compiled
-def _restrict(level: Any, coarse: Any) -> None:
-    """Add what `_forward` leaves open, which is the part of the later neighbours."""
-    near, weight, _, u, _, _, parent, side = level
-    right, between = coarse[4], coarse[5]
+def _restrict(near: Any, weight: Any, parent: Any, u: Any, right: Any) -> None:
+    """Sum what `_forward` leaves open, which is the part of the later neighbours."""
     right[:] = 0.0
     for i in range(parent.size):
         left = weight[i, 1] * u[near[i, 1]] + weight[i, 3] * u[near[i, 3]]
-        left = 0.25 * (left + weight[i, 5] * u[near[i, 5]])
-        a, s = parent[i], side[i]
-        if a != between.shape[0]:
-            right[a] += left
-            right[between[a, s & 1]] += left
-            right[between[a, 2 + ((s >> 1) & 1)]] += left
-            right[between[a, 4 + (s >> 2)]] += left
+        right[parent[i]] += left + weight[i, 5] * u[near[i, 5]]
 
 
 @compiled
-def _prolong(level: Any, coarse: Any) -> None:
-    """Add the values of the coarser level, linearly between boxes; `_restrict` is the transpose.
-
-    A node lies a quarter of a box from its box's middle along each axis.
-    """
-    u, parent, side = level[3], level[6], level[7]
-    values, between = coarse[3], coarse[5]
+def _prolong(parent: Any, coarse: Any, u: Any) -> None:
     for i in range(parent.size):
-        a, s = parent[i], side[i]
-        if a != between.shape[0]:
-            total = values[a] + values[between[a, s & 1]]
-            total += values[between[a, 2 + ((s >> 1) & 1)]] + values[between[a, 4 + (s >> 2)]]
-            u[i] += 0.25 * total
+        u[i] += coarse[parent[i]]
 
 
 @compiled
@@ -270,14 +239,14 @@ def _coarse_cycle(levels: Any) -> None:
     """One V-cycle on the levels below the first, from 0."""
     last = len(levels) - 1
     for number in range(last + 1):
-        near, weight, inverse, u, right, _, _, _ = levels[number]
+        near, weight, inverse, parent, u, right = levels[number]
         _forward(near, weight, inverse, u, right)
         if number < last:
-            _restrict(levels[number], levels[number + 1])
+            _restrict(near, weight, parent, u, levels[number + 1][5])
     for number in range(last, -1, -1):
-        near, weight, inverse, u, right, _, _, _ = levels[number]
+        near, weight, inverse, parent, u, right = levels[number]
         if number < last:
-            _prolong(levels[number], levels[number + 1])
+            _prolong(parent, levels[number + 1][4], u)
         _backward(near, weight, inverse, u, right)
 
 
@@ -287,9 +256,9 @@ def _down(system: Any, vectors: Any, alpha: float, levels: Any) -> float:
 
     Nodes are restricted as soon as those after them are done, while they are in the cache.
     """
-    near, code, _, inverse, (wz, wy, wx), reach, (parent, side) = system
+    near, code, _, inverse, (wz, wy, wx), reach, parent = system
     u, r, p, q, z = vectors
-    right, between = levels[0][4], levels[0][5]
+    right = levels[0][5]
     right[:] = 0.0
     nodes = code.size
     largest = 0.0
@@ -305,13 +274,8 @@ def _down(system: Any, vectors: Any, alpha: float, levels: Any) -> float:
             z[i] = (total + wx * z[near[i, 4]]) * inverse[code[i]]
         stop = nodes if end == nodes else max(ready, end - reach)
         for i in range(ready, stop):
-            a, s = parent[i], side[i]
-            if a != between.shape[0]:
-                left = 0.25 * (wz * z[near[i, 1]] + wy * z[near[i, 3]] + wx * z[near[i, 5]])
-                right[a] += left
-                right[between[a, s & 1]] += left
-                right[between[a, 2 + ((s >> 1) & 1)]] += left
-                right[between[a, 4 + (s >> 2)]] += left
+            left = wz * z[near[i, 1]] + wy * z[near[i, 3]] + wx * z[near[i, 5]]
+            right[parent[i]] += left
         ready = stop
     return largest
 
@@ -319,20 +283,16 @@ def _down(system: Any, vectors: Any, alpha: float, levels: Any) -> float:
 @compiled
 def _up(system: Any, vectors: Any, levels: Any) -> float:
     """Give z from the second half of a cycle, and r*z."""
-    near, code, _, inverse, (wz, wy, wx), reach, (parent, side) = system
+    near, code, _, inverse, (wz, wy, wx), reach, parent = system
     _, r, _, _, z = vectors
-    coarse, between = levels[0][3], levels[0][5]
+    coarse = levels[0][4]
     ready = code.size
     product = 0.0
     for end in range(code.size, 0, -CHUNK):
         first = max(0, end - CHUNK)
         stop = max(0, first - reach)
         for i in range(stop, ready):
-            a, s = parent[i], side[i]
-            if a != between.shape[0]:
-                total = coarse[a] + coarse[between[a, s & 1]]
-                total += coarse[between[a, 2 + ((s >> 1) & 1)]] + coarse[between[a, 4 + (s >> 2)]]
-                z[i] += 0.25 * total
+            z[i] += coarse[parent[i]]
         ready = stop
         for i in range(end - 1, first - 1, -1):
             total = r[i] + wz * (z[near[i, 0]] + z[near[i, 1]])
@@ -375,7 +335,7 @@ def solve(system: Any, levels: Any, u: Any, right: Any, tolerance: float, most: 
     system
         Of the first level: near (see `coarser_levels`); for each node a code, and by code the
         diagonal and its inverse; weights of links along z, y, x; the largest difference of the
-        numbers of linked nodes; boxes and sides (see there).
+        numbers of linked nodes; parent.
     levels
         From `coarser_levels`.
     u

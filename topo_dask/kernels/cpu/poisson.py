@@ -242,9 +242,8 @@ def _solve_instances(
         if closed:
             _take_out_closed_pieces(system)
         rows = _rows(mine, shape[1], shape[2])
-        level = (near, links, wall, codes ^ np.uint8(ALONE - 1))
-        places, levels = coarser_levels(level, diagonal[codes], (*rows, lengths))
-        solver = (near, codes, diagonal, inverse, weights, reach, places)
+        parent, levels = coarser_levels(near, links, wall, diagonal[codes], (*rows, lengths))
+        solver = (near, codes, diagonal, inverse, weights, reach, parent)
         taken[number] = solve(solver, levels, u, right, tolerance, most)
         for i in range(nodes):
             field[mine[i]] = u[i]
