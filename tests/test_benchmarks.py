@@ -62,6 +62,20 @@ def test_tissue_runs_the_main_job_and_checks_blocks(labels: Path, tmp_path: Path
     assert list((tmp_path / "work").iterdir()) == []
 
 
+def test_flows_run_and_fill_large_cubes_with_images(labels: Path) -> None:
+    few = ["--size", 20, "--n-iter", 10, "--sizes", "16,40", "--repetitions", 1]
+    out = run("flows.py", labels, *few)
+    assert "| poisson, n = 10 " in out
+    assert "| coordinate, n = 100 for all " in out
+    assert "| 40³ " in out
+    large = module("flows").cube(labels, 40)
+    assert large.shape == (40, 40, 40)
+    inside = VOLUME > 0
+    assert ((large > 0)[:24, :32] == inside).all()
+    assert ((large > 0)[24:, :32] == inside[:7:-1]).all()
+    assert not np.intersect1d(large[:24][large[:24] > 0], large[24:]).size
+
+
 def test_speed_runs(labels: Path) -> None:
     out = run(
         "speed.py",

@@ -1,0 +1,132 @@
+"""Flows of every potential, of many iterations, far from the origin, and of every size.
+
+- Each potential, and the coordinate potential with ten times the iterations (with and without
+  `adaptive_iters`) and at other origins: seconds, and how often the first row fits into them.
+- The same flows of cubes of several sizes: cost per voxel, which should be flat. A cube larger
+  than the volume is filled with mirror images of it, whose instances are apart.
+
+All are calls of `generate_diffusion_flows` on arrays in memory, warm, in turns, on all cores. An
+update is a voxel of one field replaced by the mean of its neighbours; instances with fewer
+iterations than the most count with the most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import common
+import numpy as np
+import numpy.typing as npt
+
+import topo_dask
+from topo_dask.storage import open_array
+
+TITLE = "Flows: potentials, iterations, origins, sizes"
+FIELDS = {"coordinate": 4, "heat": 1}
+
+Labels = npt.NDArray[Any]
+
+
+def arguments() -> argparse.ArgumentParser:
+    made = common.parser(__file__, __doc__)
+    made.add_argument("--size", type=int, default=128, help="edge of the crop of the first table")
+    made.add_argument("--n-iter", type=int, default=200, help="most iterations; ten times, too")
+    made.add_argument("--sizes", default="64,128,256", help="edges of the cubes of the second")
+    made.add_argument("--repetitions", type=int, default=5)
+    return made
+
+
+def cube(source: Any, size: int) -> Labels:
+    """A cube of a volume, or of its mirror images where it is too small; their ids differ."""
+    array = open_array(source, argument="labels", axes=(3,))
+    inner = common.crop(source, size).astype(np.uint64)
+    most = int(inner.max(initial=0)) + 1
+    for axis in range(3):
+        parts, copy = [inner], 1
+        while sum(part.shape[axis] for part in parts) < size:
+            image = np.flip(inner, axis) if copy % 2 else inner
+            parts.append(np.where(image > 0, image + np.uint64(copy * most), image))
+            copy += 1
+        inner = np.concatenate(parts, axis=axis)
+        inner = np.take(inner, range(size), axis=axis)
+        most *= copy
+    return inner if size > min(array.shape) else inner.astype(array.dtype)
+
+
+def rows(times: dict[str, common.Times], labels: Labels, updates: dict[str, int]) -> list[Any]:
+    first = next(iter(times.values()))
+    made = []
+    for name, took in times.items():
+        done = updates.get(name)
+        made.append(
+            [
+                name,
+                f"{took.best:.3f}",
+                f"{took.median:.3f}",
+                f"{1e6 * took.best / labels.size:.3g}",
+                f"{took.best / first.best:.2f}",
+                "" if done is None else f"{done / took.best / 1e9:.2f}",
+            ]
+        )
+    return made
+
+
+def potentials(parsed: argparse.Namespace) -> str:
+    labels = common.crop(parsed.labels, parsed.size)
+    n = parsed.n_iter
+    make = topo_dask.generate_diffusion_flows
+    sides: dict[str, Any] = {f"coordinate, n = {n}": partial(make, labels, n)}
+    for potential in ("heat", "poisson"):
+        sides[f"{potential}, n = {n}"] = partial(make, labels, n, potential=potential)
+    sides[f"coordinate, n = {10 * n}"] = partial(make, labels, 10 * n)
+    sides[f"coordinate, n = {10 * n} for all"] = partial(make, labels, 10 * n, False)
+    for far in (10**4, 10**7):
+        sides[f"coordinate, n = {n}, origin {far:.0e}"] = partial(
+            make, labels, n, origin=(far,) * 3
+        )
+    times = common.interleaved(sides, parsed.repetitions)
+    updates = {
+        name: FIELDS[potential] * labels.size * n
+        for name in sides
+        for potential in FIELDS
+        if name.startswith(f"{potential}, n = {n}") and f"{10 * n}" not in name
+    }
+    headings = ["", "best s", "median s", "us/voxel", "times the first", "G updates/s, all fields"]
+    table = common.table(headings, rows(times, labels, updates))
+    return f"Labels: {common.described(labels)}.\n\n{table}"
+
+
+def sizes(parsed: argparse.Namespace) -> str:
+    made = []
+    for size in map(int, parsed.sizes.split(",")):
+        labels = cube(parsed.labels, size)
+        cells: list[Any] = [f"{size}³"]
+        for potential in ("coordinate", "heat"):
+            side = partial(
+                topo_dask.generate_diffusion_flows, labels, parsed.n_iter, potential=potential
+            )
+            took = common.interleaved({potential: side}, max(1, parsed.repetitions // 2))
+            cells += [
+                f"{took[potential].best:.3f}",
+                f"{1e9 * took[potential].best / labels.size:.0f}",
+            ]
+        made.append(cells)
+    return common.table(["", "coordinate s", "ns/voxel", "heat s", "ns/voxel"], made)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    made = arguments()
+    parsed = common.parse(made, words)
+    tiny = common.crop(parsed.labels, 32)
+    for potential in ("coordinate", "heat", "poisson"):  # compiled now
+        topo_dask.generate_diffusion_flows(tiny, potential=potential)
+    common.report(made, parsed, TITLE, [potentials(parsed), sizes(parsed)])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
