@@ -229,9 +229,12 @@ def test_interleave(shape, seed, dtype, number):
     st.integers(0, 40),
     origins,
     threads,
+    st.sampled_from(["nearest", "linear"]),
     st.data(),
 )
-def test_tracking_is_equal_to_the_bit(shape, seed, step_size, n_steps, origin, number, data):
+def test_tracking_is_equal_to_the_bit(
+    shape, seed, step_size, n_steps, origin, number, interpolation, data
+):
     """In a block of a volume that goes on around it, or ends at some of the block's faces."""
     rng = np.random.default_rng(seed)
     flow = rng.normal(size=(3, *shape)).astype(np.float32)
@@ -254,6 +257,7 @@ def test_tracking_is_equal_to_the_bit(shape, seed, step_size, n_steps, origin, n
             origin=origin,
             shape=whole,
             step_size=step_size,
+            interpolation=interpolation,
             **options,
         )
         results.append((positions, steps))

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from topo_dask.config import METHODS, POTENTIALS
+from topo_dask.config import INTERPOLATIONS, METHODS, POTENTIALS
 from topo_dask.demo import run_demo
 from topo_dask.errors import InvalidArgument, TopoError
 from topo_dask.graph.blend import BEYOND, IDS, TILE_BLENDS
@@ -25,7 +25,6 @@ from topo_dask.run.instances import instance_table as run_instance_table
 from topo_dask.run.map_tiles import map_tiles as run_map_tiles
 from topo_dask.run.mosaic import fuse_mosaic
 from topo_dask.run.relabel import relabel as run_relabel
-from topo_dask.run.segment import HALO
 from topo_dask.run.segment import segment as run_segment
 from topo_dask.run.segment_classes import segment_classes as run_classes
 from topo_dask.run.targets import flow_targets as run_targets
@@ -38,6 +37,9 @@ CLUSTER_HELP = (
     "dashboard), threads, processes, sync, gpu (a process a GPU), slurm, pbs, lsf, sge, htcondor, "
     "oar (jobs of that batch system), or the tcp://... address of a dask scheduler."
 )
+
+
+HALO_HELP = "Read around blocks; saves hand-over rounds."
 
 
 class Lengths(click.ParamType[Any]):
@@ -305,7 +307,11 @@ def targets(**options: Any) -> None:
 )
 @click.option("--fill-holes", is_flag=True, help="Fill what one instance encloses.")
 @click.option("--keep-evidence", is_flag=True, help="Keep what `topo-dask relabel` needs.")
-@click.option("--halo", type=int, default=HALO, show_default=True, help="Saves hand-over rounds.")
+@click.option(
+    "--interpolation", type=click.Choice(INTERPOLATIONS), default="nearest", show_default=True
+)
+@click.option("--scale", type=float, help="What the numbers of FLOWS are divided by, e.g. 127.")
+@click.option("--halo", type=ContextWidth(), default="auto", show_default=True, help=HALO_HELP)
 @run_options
 def segment(**options: Any) -> None:
     """Make instance labels of FLOWS (zarr [3,Z,Y,X]) at OUTPUT (OME-Zarr labels)."""
@@ -328,7 +334,7 @@ def segment(**options: Any) -> None:
     help="Drop instances whose flow is farther from the direct flow; 0: none.",
 )
 @click.option("--fill-holes", is_flag=True, help="Fill what one instance encloses.")
-@click.option("--halo", type=int, default=HALO, show_default=True, help="Saves hand-over rounds.")
+@click.option("--halo", type=ContextWidth(), default="auto", show_default=True, help=HALO_HELP)
 @run_options
 def segment_classes(probabilities: str, flows: str, output: str, **options: Any) -> None:
     """Make instance labels of PROBABILITIES [C,Z,Y,X] and FLOWS [3C,Z,Y,X] at OUTPUT (group)."""

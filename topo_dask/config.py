@@ -11,6 +11,7 @@ from topo_dask.errors import InvalidArgument, InvalidType
 
 METHODS = ("diffusion", "direct")
 POTENTIALS = ("coordinate", "heat", "poisson")
+INTERPOLATIONS = ("nearest", "linear")
 GROUPS = (1, 2, 3)
 
 
@@ -158,6 +159,9 @@ class SegmentSettings:
         1, convex objects: tracking and clustering. 2, elongated objects: then joining what
         touches and agrees, and splitting what is disconnected. 3, thin objects: as 1, then
         every foreground voxel without a label takes that of the nearest labelled one.
+    interpolation
+        What the flow is between voxels: that of the voxel below ("nearest"), or trilinear
+        ("linear").
 
     Examples
     --------
@@ -170,6 +174,7 @@ class SegmentSettings:
     convergence_radius: float = 4.0
     min_size: int = 50
     group: int = 1
+    interpolation: str = "nearest"
 
     def __post_init__(self) -> None:
         text = "a whole number from 0 to 2147483647"
@@ -181,6 +186,7 @@ class SegmentSettings:
         text = "a whole number >= 0"
         number("min_size", self.min_size, lambda v: v >= 0, text, whole=True, default=50)
         choice("group", self.group, GROUPS)
+        choice("interpolation", self.interpolation, INTERPOLATIONS)
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,11 @@ def check_not_negative(labels: np.ndarray[Any, Any], *, argument: str, where: st
         )
 
 
-def check_flow(flow: Any, *, argument: str = "flow") -> None:
-    """Raise unless an array can hold a flow: real numbers, ``[3,Z,Y,X]``."""
+def check_flow(flow: Any, *, argument: str = "flow", whole: bool = False) -> None:
+    """Raise unless an array can hold a flow: real numbers, ``[3,Z,Y,X]``.
+
+    With ``whole``, signed whole numbers are allowed too.
+    """
     check_axes(flow, argument=argument, axes=4, names="3 components (dz, dy, dx), z, y, x")
     if flow.shape[0] != 3:
         raise InvalidArgument(
@@ -95,11 +98,12 @@ def check_flow(flow: Any, *, argument: str = "flow") -> None:
             "3 components along the first axis (dz, dy, dx)",
             "Move the components first, e.g. numpy.moveaxis(flow, -1, 0).",
         )
-    if flow.dtype.kind != "f" or flow.dtype.itemsize > 8:
+    kinds, names = ("fi", ", or signed whole numbers with a scale") if whole else ("f", "")
+    if flow.dtype.kind not in kinds or flow.dtype.itemsize > 8:
         raise InvalidType(
             argument,
             f"dtype {flow.dtype}",
-            "float16, float32 or float64",
+            f"float16, float32 or float64{names}",
             "Convert it, e.g. flow.astype('float32').",
         )
 

@@ -258,6 +258,9 @@ def postprocess_single(
     convergence_radius: float = 4.0,
     min_size: int = 50,
     group: int = 1,
+    *,
+    interpolation: str = "nearest",
+    scale: float | None = None,
 ) -> Any:
     """Instances of one class: track every foreground voxel, join those that end close together.
 
@@ -277,6 +280,8 @@ def postprocess_single(
         `split_disconnected` follows. 3, thin objects: as 1, then every foreground voxel without
         a label takes that of the nearest labelled voxel, at any distance, of several nearest ones
         the smallest.
+    interpolation, scale
+        See `track_flows`.
 
     Returns
     -------
@@ -297,10 +302,12 @@ def postprocess_single(
     >>> postprocess_single(mask, flow, convergence_radius=2.0, min_size=1)
     array([[[1, 1, 1, 1, 2, 2, 2, 2]]], dtype=int32)
     """
-    settings = SegmentSettings(n_steps, step_size, convergence_radius, min_size, group)
-    check_inputs(sem_mask, flow)
+    settings = SegmentSettings(
+        n_steps, step_size, convergence_radius, min_size, group, interpolation
+    )
+    flow = check_inputs(sem_mask, flow, scale)
     if not (isinstance(sem_mask, da.Array) or isinstance(flow, da.Array)):
-        coords, ends = track_flows(sem_mask, flow, n_steps, step_size)
+        coords, ends = track_flows(sem_mask, flow, n_steps, step_size, interpolation=interpolation)
         shape = np.shape(sem_mask)
         clusters = cluster_convergence(coords, ends, shape, convergence_radius, min_size)
         return _in_group(clusters, np.asarray(sem_mask), np.asarray(flow), settings)

@@ -21,7 +21,8 @@ from dask.delayed import delayed
 from topo_dask.config import SegmentSettings
 from topo_dask.errors import InvalidData
 from topo_dask.graph.blocks import Source, grid_of
-from topo_dask.graph.check import check_finite, check_flow, check_mask, check_same_shape
+from topo_dask.graph.check import check_finite, check_mask, check_same_shape
+from topo_dask.graph.scale import check_scaled_flow, scaled
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.parallel import available_cores
@@ -109,7 +110,15 @@ def first_particles(
     home, shape, settings = task
     ends = cpu.foreground_voxels(mask, origin=core.start)
     steps = np.full(len(ends), settings.n_steps, dtype=np.int32)
-    cpu.track(flow, ends, steps, origin=read.start, shape=shape, step_size=settings.step_size)
+    cpu.track(
+        flow,
+        ends,
+        steps,
+        origin=read.start,
+        shape=shape,
+        step_size=settings.step_size,
+        interpolation=settings.interpolation,
+    )
     rows = np.flatnonzero(steps)
     homes = np.full(len(rows), home, dtype=np.int64)
     return ends, Particles(ends[rows], steps[rows], homes, rows)
@@ -121,12 +130,37 @@ def advance(
     *,
     origin: tuple[int, ...],
     shape: tuple[int, ...],
-    step_size: float,
+    settings: SegmentSettings,
 ) -> Particles:
     """The same particles where they stop or leave a flow (interleaved, see `kernels`)."""
     positions, steps = particles.positions.copy(), particles.steps.copy()
-    cpu.track(flow, positions, steps, origin=origin, shape=shape, step_size=step_size)
+    cpu.track(
+        flow,
+        positions,
+        steps,
+        origin=origin,
+        shape=shape,
+        step_size=settings.step_size,
+        interpolation=settings.interpolation,
+    )
     return Particles(positions, steps, particles.home, particles.row)
+
+
+def region_read(
+    core: Region, halo: int, shape: tuple[int, ...], settings: SegmentSettings
+) -> Region:
+    """What is read for a block: a halo around it, and the voxels between which flows lie.
+
+    Examples
+    --------
+    >>> core, linear = Region((4, 4, 4), (8, 8, 8)), SegmentSettings(interpolation="linear")
+    >>> region_read(core, 0, (8, 9, 99), linear)
+    Region(start=(4, 4, 4), stop=(8, 9, 9))
+    """
+    read = core.grow(halo, within=shape)
+    if settings.interpolation == "nearest":
+        return read
+    return Region(read.start, tuple(min(n, b + 1) for n, b in zip(shape, read.stop, strict=True)))
 
 
 def flow_ready(
@@ -211,7 +245,7 @@ def _go_on(
         particles,
         origin=read.start,
         shape=shape,
-        step_size=settings.step_size,
+        settings=settings,
     )
 
 
@@ -249,7 +283,7 @@ def lazy_endpoints(mask: da.Array, flow: da.Array, settings: SegmentSettings) ->
     steps_a_round = max(1, math.floor(reach / settings.step_size))
     rounds = max(1, math.ceil(settings.n_steps / steps_a_round))
     begin, go_on = delayed(_begin, nout=2), delayed(_go_on)
-    reads = [core.grow(reach, within=grid.shape) for core in grid]
+    reads = [region_read(core, reach, grid.shape, settings) for core in grid]
     field, foreground = Source.of(flow), Source.of(mask)
     flows = [field.read(read) for read in reads]
     tasks = [(number, grid.shape, settings) for number in range(len(grid))]
@@ -281,14 +315,23 @@ def _coordinates(mask: npt.NDArray[Any], core: Region) -> npt.NDArray[np.int64]:
     return cpu.foreground_voxels(mask, origin=core.start, dtype=np.int64)
 
 
-def check_inputs(sem_mask: Any, flow: Any) -> None:
-    """Raise unless a mask ``[Z,Y,X]`` and a flow ``[3,Z,Y,X]`` fit each other."""
+def check_inputs(sem_mask: Any, flow: Any, scale: Any = None) -> Any:
+    """The flow in its own numbers, if a mask ``[Z,Y,X]`` and it ``[3,Z,Y,X]`` fit each other."""
     check_mask(sem_mask, argument="sem_mask")
-    check_flow(flow)
+    known = check_scaled_flow(flow, scale)
     check_same_shape(flow.shape[1:], sem_mask.shape, argument="flow", of="sem_mask")
+    return scaled(flow, known)
 
 
-def track_flows(sem_mask: Any, flow: Any, n_steps: int, step_size: float = 1.0) -> tuple[Any, Any]:
+def track_flows(
+    sem_mask: Any,
+    flow: Any,
+    n_steps: int,
+    step_size: float = 1.0,
+    *,
+    interpolation: str = "nearest",
+    scale: float | None = None,
+) -> tuple[Any, Any]:
     """Follow the flow from every foreground voxel.
 
     ``n_steps`` times: voxel = truncation of the position; position += float32(step_size *
@@ -299,11 +342,18 @@ def track_flows(sem_mask: Any, flow: Any, n_steps: int, step_size: float = 1.0) 
     sem_mask
         ``[Z,Y,X]``, foreground where not 0; NumPy or dask.
     flow
-        ``[3,Z,Y,X]`` float, ``(dz,dy,dx)``; NumPy or dask like the mask.
+        ``[3,Z,Y,X]`` float, ``(dz,dy,dx)``, or whole numbers with a ``scale``; NumPy or dask
+        like the mask.
     n_steps
         Number of steps.
     step_size
         Length of a step where the flow has length 1.
+    interpolation
+        "nearest": the flow of the voxel, as above. "linear": trilinear between the voxel and the
+        next one along each axis.
+    scale
+        What the numbers of the flow are to be divided by: 5 for a network that predicts 5 times
+        the flow, 127 for int8 in which 127 stands for 1. Needed for whole numbers.
 
     Returns
     -------
@@ -324,8 +374,8 @@ def track_flows(sem_mask: Any, flow: Any, n_steps: int, step_size: float = 1.0) 
     >>> track_flows(np.array([[[1, 0, 0, 0]]]), flow, 3)
     (array([[0, 0, 0]]), array([[0. , 0. , 1.5]]))
     """
-    settings = SegmentSettings(n_steps=n_steps, step_size=step_size)
-    check_inputs(sem_mask, flow)
+    settings = SegmentSettings(n_steps=n_steps, step_size=step_size, interpolation=interpolation)
+    flow = check_inputs(sem_mask, flow, scale)
     if isinstance(sem_mask, da.Array) or isinstance(flow, da.Array):
         mask, field = da.asarray(sem_mask), da.asarray(flow)
         ends = lazy_endpoints(mask, field, settings)
@@ -346,6 +396,7 @@ def track_flows(sem_mask: Any, flow: Any, n_steps: int, step_size: float = 1.0) 
         origin=(0, 0, 0),
         shape=mask.shape,
         step_size=step_size,
+        interpolation=interpolation,
         threads=threads,
     )
     return cpu.foreground_voxels(mask, dtype=np.int64, threads=threads), positions

@@ -517,6 +517,7 @@ def track(
     origin: Sequence[int],
     shape: Sequence[int],
     step_size: float,
+    interpolation: str = "nearest",
     threads: int = 1,
 ) -> None:
     """Advance particles in place until they have no steps left or stand outside the block.
@@ -531,6 +532,9 @@ def track(
         The block's first voxel.
     shape
         Shape of the whole volume, to which positions are clipped.
+    interpolation
+        "nearest" or "linear": the flow of the voxel, or trilinear between it and the next ones,
+        which have to be in the block then.
 
     Examples
     --------
@@ -544,14 +548,48 @@ def track(
     last = np.asarray(shape, dtype=np.float64) - 1.0
     while True:
         voxel = np.clip(positions, 0.0, last).astype(np.int64) - np.asarray(origin)
-        here = ((voxel >= 0) & (voxel < flow4.shape[:3])).all(axis=1)
+        ends = np.asarray(flow4.shape[:3])
+        if interpolation == "linear":
+            ends = ends - (np.asarray(origin) + ends < np.asarray(shape))
+        here = ((voxel >= 0) & (voxel < ends)).all(axis=1)
         moving = np.flatnonzero(here & (steps_left > 0))
         if len(moving) == 0:
             return
-        z, y, x = voxel[moving].T
-        move = step * flow4[z, y, x, :3]  # a float32 product, added to a float64 position
+        if interpolation == "linear":
+            vector = between_voxels(flow4, voxel[moving], positions[moving] % 1.0)
+        else:
+            vector = flow4[tuple(voxel[moving].T)]
+        move = step * vector[:, :3]  # a float32 product, added to a float64 position
         positions[moving] = np.clip(positions[moving] + move, 0.0, last)
         steps_left[moving] -= 1
+
+
+def between_voxels(flow4: Float32, voxels: Int64, part: Float64) -> Float32:
+    """Trilinear flow at voxels plus parts of a voxel ``[N, 3]``, along x, then y, then z.
+
+    Examples
+    --------
+    >>> flow = interleave(np.arange(2.0).reshape(1, 1, 1, 2).repeat(3, axis=0).astype("f4"))
+    >>> between_voxels(flow, np.zeros((1, 3), int), np.array([[0, 0, 0.25]]))[0, 0]
+    np.float32(0.25)
+    """
+    follows = np.minimum(voxels + 1, np.asarray(flow4.shape[:3]) - 1)
+    (z, y, x), (z1, y1, x1) = voxels.T, follows.T
+    fz, fy, fx = (part[:, axis, None] for axis in range(3))
+    values = flow4.astype(np.float64)
+
+    def lerp(a: Float64, b: Float64, f: Float64) -> Float64:
+        return a + (b - a) * f
+
+    low, high = (
+        lerp(
+            lerp(values[k, y, x], values[k, y, x1], fx),
+            lerp(values[k, y1, x], values[k, y1, x1], fx),
+            fy,
+        )
+        for k in (z, z1)
+    )
+    return lerp(low, high, fz).astype(np.float32)
 
 
 # ── convergence cells and clusters ───────────────────────────────────────────────────────────
@@ -647,6 +685,7 @@ def segment_group1(
     step_size: float,
     convergence_radius: float,
     min_size: int,
+    interpolation: str = "nearest",
 ) -> Int64:
     """Instance labels of a whole volume from its flow: track, cluster, drop the small.
 
@@ -669,6 +708,7 @@ def segment_group1(
         origin=(0, 0, 0),
         shape=foreground.shape,
         step_size=step_size,
+        interpolation=interpolation,
     )
     clusters = cluster_labels(positions, shape=foreground.shape, radius=convergence_radius)
     labels = np.zeros(foreground.shape, dtype=np.int64)

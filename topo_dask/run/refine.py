@@ -8,7 +8,7 @@ where no check has done so before, sums the errors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +172,7 @@ class BlockTask:
 
     def flow(self) -> npt.NDArray[np.float32]:
         """The flow of the block, interleaved and checked."""
-        return replace(self.job, halo=0).read_flow(self.block)
+        return self.job.read_flow(self.block, self.core)
 
     def __str__(self) -> str:
         return f"block {self.core}"

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topo_dask.config import RefineSettings, SegmentSettings, number
-from topo_dask.graph.check import check_flow, check_mask, check_same_shape
+from topo_dask.graph.check import check_mask, check_same_shape
 from topo_dask.graph.merge import (
     Owned,
     cell_owners,
@@ -27,6 +27,7 @@ from topo_dask.graph.merge import (
     paint,
     reach_of,
 )
+from topo_dask.graph.scale import check_scaled_flow, scaled_store
 from topo_dask.graph.segmentation import foreground_of_class
 from topo_dask.graph.track import (
     Particles,
@@ -35,6 +36,7 @@ from topo_dask.graph.track import (
     first_particles,
     flow_ready,
     join_particles,
+    region_read,
 )
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
@@ -51,6 +53,7 @@ from topo_dask.run.files import (
     scratch_array,
     stored,
 )
+from topo_dask.run.halo import check_halo, with_halo
 from topo_dask.run.job import (
     Run,
     RunOptions,
@@ -75,9 +78,6 @@ from topo_dask.run.refine import (
 )
 from topo_dask.storage import AnyArray, load_table, output_chunks, save_table
 
-HALO = 32
-"""Default halo of the tracking: particles that stay within it need no second round."""
-
 PARTICLE = np.dtype(
     [("position", np.float64, (3,)), ("steps", np.int32), ("home", np.int64), ("row", np.int64)]
 )
@@ -96,7 +96,7 @@ class SegmentJob:
     threshold: float
     settings: SegmentSettings
     grid: BlockGrid
-    halo: int
+    halo: Any  # voxels, or "auto"
     work: Path
     out: AnyArray | None = None
     name: str | None = None  # the class, where the foreground is its probability
@@ -108,12 +108,15 @@ class SegmentJob:
 
     def region_read(self, block: int) -> Region:
         """A block with its halo."""
-        return self.grid.region(block).grow(self.halo, within=self.grid.shape)
+        return region_read(self.grid.region(block), self.halo, self.grid.shape, self.settings)
 
-    def read_flow(self, block: int) -> npt.NDArray[np.float32]:
-        """The flow of a block and its halo, interleaved and checked."""
-        read = self.region_read(block)
-        flow = np.asarray(self.flow[(slice(None), *read.slices)])
+    def part_of_flow(self, region: Region) -> npt.NDArray[Any]:
+        """The flow of a region."""
+        return np.asarray(self.flow[(slice(None), *region.slices)])
+
+    def read_flow(self, block: int, read: Region) -> npt.NDArray[np.float32]:
+        """The flow that is read for a block, interleaved and checked."""
+        flow = self.part_of_flow(read)
         return flow_ready(flow, read=read, block=self.grid.region(block), argument="flows")
 
     def read_mask(self, block: int) -> npt.NDArray[np.bool_]:
@@ -201,11 +204,12 @@ def start_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
     job = task.job
     mask = job.read_mask(task.block)
     save_array(job.file("mask", task.block), np.packbits(mask))
+    read = job.region_read(task.block)
     ends, under_way = first_particles(
-        job.read_flow(task.block),
+        job.read_flow(task.block, read),
         mask,
         core=job.grid.region(task.block),
-        read=job.region_read(task.block),
+        read=read,
         task=(task.block, job.grid.shape, job.settings),
     )
     save_array(job.file("ends", task.block), ends)
@@ -215,13 +219,13 @@ def start_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
 def continue_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
     """Stage track, later rounds: what others handed over; done particles go to their home."""
     job = task.job
-    particles = _collect(task)
+    particles, read = _collect(task), job.region_read(task.block)
     ended = advance(
-        job.read_flow(task.block),
+        job.read_flow(task.block, read),
         particles,
-        origin=job.region_read(task.block).start,
+        origin=read.start,
         shape=job.grid.shape,
-        step_size=job.settings.step_size,
+        settings=job.settings,
     )
     return len(ended), _post(task, ended)
 
@@ -401,7 +405,9 @@ def segment(
     flow_error_threshold: float = 0.0,
     fill_holes: bool = False,
     keep_evidence: bool = False,
-    halo: int = HALO,
+    interpolation: str = "nearest",
+    scale: float | None = None,
+    halo: Any = "auto",
     blocks: Any = None,
     work_dir: Any = None,
     resume: bool = False,
@@ -415,7 +421,8 @@ def segment(
     Parameters
     ----------
     flows
-        ``[3,Z,Y,X]`` float, ``(dz,dy,dx)``: path, URL, zarr, dask or NumPy array.
+        ``[3,Z,Y,X]`` float, ``(dz,dy,dx)``, or whole numbers with a ``scale``: path, URL, zarr,
+        dask or NumPy array.
     output
         Path of the OME-Zarr labels to make.
     foreground
@@ -440,9 +447,12 @@ def segment(
         known of each two parts ``a, b`` that touch or end close together (57 bytes):
         ``area``, ``mean_dot`` and ``crossing`` of their contact, and whether they are ``close``,
         nearer than the convergence radius. A part is what one block alone joins of an instance.
+    interpolation, scale
+        See `track_flows`.
     halo
         Voxels around a block that its particles may cross without being handed over. It saves
-        rounds and changes nothing else.
+        rounds and changes nothing else. "auto": a few blocks are tried to see how far particles
+        go; then that with which the fewest voxels are read, and the result says why.
     blocks, work_dir, resume, overwrite, cluster, progress, zarr_format
         See `RunOptions`.
 
@@ -474,14 +484,16 @@ def segment(
     >>> made.instances.centroid[:, 2], made.instances.convergence[:, 2]
     (array([1.5, 5.5]), array([1.5, 5.5]))
     """
-    settings = SegmentSettings(n_steps, step_size, convergence_radius, min_size, group)
+    settings = SegmentSettings(
+        n_steps, step_size, convergence_radius, min_size, group, interpolation
+    )
     refine = RefineSettings(flow_error_threshold, fill_holes)
-    number("halo", halo, lambda v: v >= 0, "a whole number >= 0", whole=True, default=HALO)
+    check_halo(halo)
     options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
-    field, mask = _open_inputs(flows, foreground, threshold)
+    field, mask, scale = _open_inputs(flows, foreground, threshold, scale)
     grid = options.grid(tuple(int(n) for n in field.shape[1:]))
     place = options.output(output, [field, mask])
-    inputs = [input_mark(field), None if mask is None else input_mark(mask), threshold]
+    inputs = [input_mark(field), None if mask is None else input_mark(mask), threshold, scale]
     marks = marks_of(inputs, settings, grid, halo)
     title = f"Instances of {'x'.join(map(str, grid.shape))} voxels"
     final = fingerprint(marks[2], refine, bool(keep_evidence), zarr_format)
@@ -490,12 +502,12 @@ def segment(
     began = time.monotonic()
     with open_run(place, options, [settings, refine]) as run:
         job = SegmentJob(
-            stored(field, run.work, argument="flows"),
+            scaled_store(stored(field, run.work, argument="flows"), scale),
             None if mask is None else stored(mask, run.work, argument="foreground"),
             threshold,
             settings,
             grid,
-            int(halo),
+            halo,
             run.work,
         )
         kept = final if keep_evidence else None
@@ -513,23 +525,26 @@ def grid_voxels(grid: BlockGrid) -> int:
     return Region((0, 0, 0), grid.shape).size
 
 
-def _open_inputs(flows: Any, foreground: Any, threshold: float) -> tuple[Any, Any]:
+def _open_inputs(
+    flows: Any, foreground: Any, threshold: float, scale: Any
+) -> tuple[Any, Any, float]:
     field = open_input(flows, argument="flows", axes=4)
-    check_flow(field, argument="flows")
+    known = check_scaled_flow(field, scale, argument="flows")
     number("threshold", threshold, lambda v: True, "a finite number", default=0.0)
     if foreground is None:
-        return field, None
+        return field, None, known
     mask = open_input(foreground, argument="foreground", axes=3)
     check_mask(mask, argument="foreground")
     check_same_shape(mask.shape, field.shape[1:], argument="foreground", of="flows")
-    return field, mask
+    return field, mask, known
 
 
 def marks_of(
-    inputs: list[Any], settings: SegmentSettings, grid: BlockGrid, halo: int
+    inputs: list[Any], settings: SegmentSettings, grid: BlockGrid, halo: Any
 ) -> tuple[str, str, str]:
     """Marks of tracking, of the cells and of the numbers: each adds what it depends on."""
-    track = fingerprint("track", inputs, grid.chunks, halo, settings.n_steps, settings.step_size)
+    steps = [settings.n_steps, settings.step_size, settings.interpolation]
+    track = fingerprint("track", inputs, grid.chunks, str(halo), steps)
     cells = fingerprint(track, "cells", settings.convergence_radius)
     return track, cells, fingerprint(cells, "number", settings.min_size, settings.group)
 
@@ -542,8 +557,8 @@ class Prepared:
     ----------
     chain, view, job, measures
         What is written.
-    particles, rounds
-        How many were tracked, and in how many rounds.
+    particles, rounds, reason
+        How many were tracked, in how many rounds, and why with this halo.
     dropped
         How many instances the flow check dropped; ``None`` without a check.
     """
@@ -554,6 +569,7 @@ class Prepared:
     measures: Measures
     particles: int
     rounds: int
+    reason: str
     dropped: int | None = None
 
 
@@ -567,6 +583,7 @@ def prepare(
     evidence: str | None = None,
 ) -> Prepared:
     """Everything up to the labels; ``evidence`` is the fingerprint that what is kept bears."""
+    job, reason = with_halo(run, job, marks[0])
     counts, came_home, rounds = _track(run, job, marks[0])
     instances, voxels = _merge(run, job, came_home, marks)
     out, identity = _parts_array(run, job, zarr_format, evidence is not None)
@@ -585,7 +602,7 @@ def prepare(
         found = view.instances
         view, measures = check_flows(chain, view, job, measures, refine.flow_error_threshold)
         dropped = found - view.instances
-    return Prepared(chain, view, job, measures, sum(counts), rounds, dropped)
+    return Prepared(chain, view, job, measures, sum(counts), rounds, reason, dropped)
 
 
 def write(prepared: Prepared, target: Target, refine: RefineSettings) -> dict[str, Any]:
@@ -598,7 +615,7 @@ def write(prepared: Prepared, target: Target, refine: RefineSettings) -> dict[st
         "instances": view.instances,
         "foreground": f"{prepared.particles} voxels, {view.voxels} of them labelled",
         "blocks": repr(job.grid),
-        "rounds": f"{prepared.rounds} with a halo of {job.halo}",
+        "rounds": f"{prepared.rounds} with a halo of {job.halo} ({prepared.reason})",
     }
     if prepared.dropped is not None:
         details["flow check"] = f"{prepared.dropped} instances dropped"

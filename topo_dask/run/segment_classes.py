@@ -16,6 +16,7 @@ from topo_dask.errors import InvalidArgument
 from topo_dask.graph.check import check_class_flows, check_probabilities
 from topo_dask.graph.segmentation import PROBABLE, instance_methods
 from topo_dask.run.files import input_mark, open_input, stored
+from topo_dask.run.halo import check_halo
 from topo_dask.run.job import (
     Run,
     RunOptions,
@@ -30,7 +31,7 @@ from topo_dask.run.ledger import fingerprint
 from topo_dask.run.measured import TABLES, MeasuredInstances, load_measured
 from topo_dask.run.refine import Target, tables_place
 from topo_dask.run.rows import Row
-from topo_dask.run.segment import HALO, Prepared, SegmentJob, marks_of, prepare, write
+from topo_dask.run.segment import Prepared, SegmentJob, marks_of, prepare, write
 from topo_dask.storage import AnyArray, output_chunks
 
 LABELS = "labels"
@@ -66,7 +67,7 @@ def segment_classes(
     threshold: float = PROBABLE,
     flow_error_threshold: float = 0.0,
     fill_holes: bool = False,
-    halo: int = HALO,
+    halo: Any = "auto",
     blocks: Any = None,
     work_dir: Any = None,
     resume: bool = False,
@@ -126,7 +127,7 @@ def segment_classes(
     """
     options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
     number("threshold", threshold, lambda v: True, "a finite number", default=PROBABLE)
-    number("halo", halo, lambda v: v >= 0, "a whole number >= 0", whole=True, default=HALO)
+    check_halo(halo)
     refine = RefineSettings(flow_error_threshold, fill_holes)
     semantic, field = _open_inputs(probabilities, flows)
     count, *lengths = (int(n) for n in semantic.shape)
@@ -154,7 +155,7 @@ def segment_classes(
                 threshold,
                 SegmentSettings(**asdict(how)),
                 grid,
-                int(halo),
+                halo,
                 part.work,
                 name=name,
             )

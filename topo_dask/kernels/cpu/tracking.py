@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topo_dask.kernels.cpu.labels import native
+from topo_dask.kernels.cpu.linear import track_linear
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import ranges, starmap
 
@@ -174,6 +175,7 @@ def track(
     origin: tuple[int, ...],
     shape: tuple[int, ...],
     step_size: float,
+    interpolation: str = "nearest",
     threads: int = 1,
 ) -> None:
     """Advance particles in place until their steps are used up or they leave the array.
@@ -195,6 +197,11 @@ def track(
         Shape of the whole volume.
     step_size
         Length of a step where the flow has length 1.
+    interpolation
+        "nearest": the flow of the voxel, as above. "linear": trilinear between the voxel and the
+        next one along each axis (the last one of the volume stands for what comes after it),
+        computed in float64 and rounded to float32. A particle then leaves the array where any of
+        these voxels does.
     threads
         Threads to use.
 
@@ -213,9 +220,10 @@ def track(
     start = np.asarray(origin, dtype=np.int64)
     step = np.float32(step_size)
     blocks = ranges(-(-len(positions) // LANES), threads)
+    kernel = _track if interpolation == "nearest" else track_linear
     with starmap(threads) as run:
         run(
-            _track,
+            kernel,
             [
                 (
                     flat,
