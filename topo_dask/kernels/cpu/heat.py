@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from topo_dask.kernels.cpu.pieces import pieces
 from topo_dask.kernels.cpu.sweep import Field, Layout
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import Starmap
@@ -35,43 +36,7 @@ def untouched_iterations(weights: tuple[float, float, float]) -> int:
 
 
 @compiled
-def _root(parent: Any, i: Any) -> Any:
-    while parent[i] != i:
-        parent[i] = parent[parent[i]]
-        i = parent[i]
-    return i
-
-
-@compiled
-def _number_pieces(local: Any, parent: Any, pieces: Any) -> Any:
-    """Write the number of its 6-connected piece of its instance for each voxel; give how many."""
-    nz, ny, nx = local.shape
-    flat = local.ravel()
-    for i in range(flat.size):
-        parent[i] = i
-    for z in range(nz):
-        for y in range(ny):
-            for x in range(nx):
-                i = (z * ny + y) * nx + x
-                for back, inside in ((1, x > 0), (nx, y > 0), (ny * nx, z > 0)):
-                    if inside and flat[i] != 0 and flat[i - back] == flat[i]:
-                        a, b = _root(parent, i), _root(parent, i - back)
-                        parent[max(a, b)] = min(a, b)
-    count = 0
-    for i in range(flat.size):
-        root = _root(parent, i)  # the first voxel of its piece
-        if flat[i] == 0:
-            pieces[i] = 0
-        elif root == i:
-            count += 1
-            pieces[i] = count
-        else:
-            pieces[i] = pieces[root]
-    return count
-
-
-@compiled
-def _bring_back(values: Any, pieces: Any, count: int, layout: Any, time: int) -> None:
+def _bring_back(values: Any, number: Any, count: int, layout: Any, time: int) -> None:
     """Scale every piece that has begun so that its hottest voxel is close to ``HOT``."""
     local, begin, grid = layout
     nz, ny, nx, stride, width = grid
@@ -88,7 +53,7 @@ def _bring_back(values: Any, pieces: Any, count: int, layout: Any, time: int) ->
                 k = local[z, y, x]
                 if k == 0 or begin[k] > time:
                     continue
-                piece, at = pieces[row * nx + x], here + x
+                piece, at = number[z, y, x], here + x
                 if scaling:
                     values[at] = math.ldexp(values[at], HOT_EXPONENT - int(hottest[piece]))
                 else:
@@ -112,15 +77,11 @@ def spread(
     most = untouched_iterations(weights)
     if layout.total <= most:
         return layout.advance(fields, (0, layout.total), weights, run, threads)
-    size = layout.local.size
-    pieces = np.empty(size, dtype=np.int32)
-    parent = np.empty(size, dtype=np.int32 if size < 2**31 else np.int64)
-    count = _number_pieces(layout.local, parent, pieces)
-    del parent
+    number, ids, *_ = pieces(layout.local)
     known = (layout.local, layout.begin, layout.space.grid)
     every = max(1, most // 4)
     for time in range(0, layout.total, every):
         end = min(time + every, layout.total)
         fields = layout.advance(fields, (time, end), weights, run, threads)
-        _bring_back(fields[0].even, pieces, count, known, end)
+        _bring_back(fields[0].even, number, len(ids), known, end)
     return fields
