@@ -308,15 +308,16 @@ def test_objects_wider_than_blocks_are_solved_in_rounds(tmp_path: Any) -> None:
     labels[3:9, 13, 14:17] = 0
     mask = np.ones(labels.shape, dtype="u1")
     mask[:, :, 26:] = 0
-    for spatial_mask in (None, mask):
+    for spatial_mask, spacing in ((None, (1, 1, 1)), (mask, (2, 1, 1))):
         whole = topo_dask.generate_diffusion_flows(
-            labels, potential="poisson", spatial_mask=spatial_mask
+            labels, potential="poisson", spatial_mask=spatial_mask, spacing=spacing
         )
         made = topo_dask.flows(
             labels,
             tmp_path / "out.zarr",
             potential="poisson",
             spatial_mask=spatial_mask,
+            spacing=spacing,
             blocks=(13, 14, 15),
             context=2,
             cluster="sync",

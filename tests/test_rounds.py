@@ -89,6 +89,7 @@ def test_a_round_takes_up_where_another_ended() -> None:
         ({"rounds": "many"}, InvalidType, "rounds: got 'many'"),
         ({"rounds": 4, "context": 7}, InvalidArgument, "rounds: got 4 with context=7"),
         ({"rounds": 4, "overlap": 2}, InvalidArgument, "without overlap"),
+        ({"rounds": 4, "potential": "heat", "n_iter": 2000}, InvalidArgument, "at most 781 iter"),
         ({"rounds": "auto", "method": "direct"}, InvalidArgument, "with method='diffusion'"),
     ],
     ids=str,
