@@ -178,6 +178,9 @@ def context_region(
 UPDATE_SECONDS = 4e-10
 """A float32 value replaced by the mean of its neighbours, on one core: 2.5 G a second."""
 
+VOXEL_SECONDS = 6e-8
+"""A voxel that a task reads: numbering instances, finding neighbours, beginning its fields."""
+
 BYTE_SECONDS = 1.5e-9
 """A byte of labels or fields read or written: 670 MB a second, decoding included."""
 
@@ -299,6 +302,7 @@ def _sample(
 @dataclass(frozen=True)
 class _Cost:
     updates: float
+    voxels: float
     bytes_read: float
     bytes_written: float
     tasks: float
@@ -306,7 +310,8 @@ class _Cost:
     @property
     def seconds(self) -> float:
         moved = self.bytes_read + self.bytes_written
-        return self.updates * UPDATE_SECONDS + moved * BYTE_SECONDS + self.tasks * TASK_SECONDS
+        swept = self.updates * UPDATE_SECONDS + self.voxels * VOXEL_SECONDS
+        return swept + moved * BYTE_SECONDS + self.tasks * TASK_SECONDS
 
 
 def _cost_of_context(
@@ -321,7 +326,9 @@ def _cost_of_context(
         voxels += core + read
     scale = sample.share
     weight = WEIGHTS[settings.potential]
-    return _Cost(scale * weight * updates, scale * voxels * itemsize, 0, scale * len(widths))
+    return _Cost(
+        scale * weight * updates, scale * voxels, scale * voxels * itemsize, 0, scale * len(widths)
+    )
 
 
 def _cost_of_rounds(sample: _Sample, length: int, settings: FlowSettings, itemsize: int) -> _Cost:
@@ -340,6 +347,7 @@ def _cost_of_rounds(sample: _Sample, length: int, settings: FlowSettings, itemsi
     flows = 2 * sum(core.size for core in sample.cores) * FLOW_BYTES
     return _Cost(
         scale * WEIGHTS[settings.potential] * updates,
+        scale * labels,
         scale * (labels * itemsize + fields * state),
         scale * (written * state + flows),
         scale * tasks,
@@ -396,7 +404,7 @@ def choose_context(
     >>> choose_context(FlowSettings(n_iter=20), grid).rounds
     0
     >>> choose_context(FlowSettings(n_iter=2000), grid).rounds
-    24
+    32
     """
     sample = _sample(grid, table, settings, origin)
     largest = int(sample.most.max(initial=0))
