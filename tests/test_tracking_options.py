@@ -167,6 +167,8 @@ def test_wide_halos_where_particles_go_far_and_none_where_they_stay() -> None:
     halos = halos_for(100)
     stay = [(2_000_000, 20_000, [0] * len(halos))]
     assert choose_halo(grid, chunks, 100, stay).halo == 0
+    through = [(2_000_000, 20_000, [20_000] * len(halos))]
+    assert choose_halo(grid, chunks, 100, through).halo == 32
     near = [(2_000_000, 20_000, [9000, 4000, 900, 80, 0, 0])]
     assert choose_halo(grid, chunks, 100, near).halo == 16
     assert choose_halo(BlockGrid((9, 9, 9), (9, 9, 9)), (9, 9, 9), 100, []).halo == 0

@@ -49,7 +49,7 @@ def tried_blocks(grid: BlockGrid) -> list[int]:
     >>> tried_blocks(BlockGrid((64, 64, 64), (16, 16, 16))), tried_blocks(BlockGrid((9,), (9,)))
     ([10, 32, 53], [])
     """
-    count = 0 if len(grid) == 1 else 1 if len(grid) < 27 else 3
+    count = 0 if len(grid) == 1 else 1 if len(grid) < 8 else 3
     return [int((k + 0.5) * len(grid) / count) for k in range(count)]
 
 
@@ -153,7 +153,9 @@ def choose_halo(
     best, reason = math.inf, ""
     for row, halo in enumerate(halos):
         share = sum(t[2][row] for t in tries) / followed
-        reads, voxels = expected_reads(particles, share), voxels_read(grid, chunks, halo)
+        # From one hand-over to the next a particle crosses a halo and a voxel, at least.
+        reads = min(expected_reads(particles, share), 1 + travel / (halo + 1))
+        voxels = voxels_read(grid, chunks, halo)
         if reads * voxels < best:
             best, chosen = reads * voxels, halo
             reason = (
