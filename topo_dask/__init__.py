@@ -26,6 +26,7 @@ from topo_dask.run.flows import flows
 from topo_dask.run.instances import instance_table, read_instance_table
 from topo_dask.run.map_tiles import map_tiles
 from topo_dask.run.mosaic import fuse_mosaic
+from topo_dask.run.planning import plan
 from topo_dask.run.relabel import relabel
 from topo_dask.run.segment import segment
 from topo_dask.run.segment_classes import segment_classes
@@ -55,6 +56,7 @@ __all__ = [
     "get_postprocess_config",
     "instance_table",
     "map_tiles",
+    "plan",
     "postprocess_single",
     "read_instance_table",
     "read_tile_table",

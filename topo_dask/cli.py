@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from copy import copy
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,18 +17,14 @@ from topo_dask.errors import InvalidArgument, TopoError
 from topo_dask.graph.blend import BEYOND, IDS, TILE_BLENDS
 from topo_dask.graph.fuse import LASTS
 from topo_dask.kernels.resample import BLENDS
+from topo_dask.plan.outline import Plan
 from topo_dask.run.cluster import job_script as cluster_script
 from topo_dask.run.cluster_options import ClusterOptions, read_options
 from topo_dask.run.compare import compare as run_compare
+from topo_dask.run.dry import DryRun
 from topo_dask.run.flows import FLOW_TYPES
-from topo_dask.run.flows import flows as run_flows
-from topo_dask.run.instances import instance_table as run_instance_table
-from topo_dask.run.map_tiles import map_tiles as run_map_tiles
-from topo_dask.run.mosaic import fuse_mosaic
-from topo_dask.run.relabel import relabel as run_relabel
-from topo_dask.run.segment import segment as run_segment
-from topo_dask.run.segment_classes import segment_classes as run_classes
-from topo_dask.run.targets import flow_targets as run_targets
+from topo_dask.run.planning import JOBS
+from topo_dask.run.planning import plan as make_plan
 from topo_dask.run.tile_table import read_tile_table
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -183,10 +180,55 @@ def cluster_options(command: Command) -> Command:
     return result
 
 
+class _Planned(Exception):
+    """How a command that only plans comes back with its plan."""
+
+    def __init__(self, found: Plan) -> None:
+        super().__init__(found.what)
+        self.found = found
+
+
+def _job(name: str) -> Callable[..., Any]:
+    """A job that is planned instead where its cluster is a dry run."""
+
+    def run_or_plan(*arguments: Any, cluster: Any, **options: Any) -> Any:
+        if isinstance(cluster, DryRun):
+            where = {"cluster": cluster.cluster, "sample": cluster.sample}
+            raise _Planned(make_plan(name, *arguments, **where, **options))
+        return JOBS[name](*arguments, cluster=cluster, **options)
+
+    return run_or_plan
+
+
+run_flows, run_segment, run_classes = _job("flows"), _job("segment"), _job("segment_classes")
+run_relabel, run_targets = _job("relabel"), _job("flow_targets")
+run_instance_table = _job("instance_table")
+run_map_tiles, fuse_mosaic = _job("map_tiles"), _job("fuse_mosaic")
+
+
+def _plannable(command: Command) -> Command:
+    """Let a command that runs something show its plan instead."""
+
+    @wraps(command)
+    def run_or_plan(
+        *, dry_run: bool, cluster: Any, sample: int = 0, as_json: bool = False, **options: Any
+    ) -> Any:
+        if not dry_run:
+            return command(cluster=cluster, **options)
+        try:
+            command(cluster=DryRun(cluster, sample), **options)
+        except _Planned as planned:
+            click.echo(planned.found.to_json() if as_json else repr(planned.found))
+
+    made: Any = run_or_plan
+    result: Command = made
+    return result
+
+
 def run_options(command: Command, *, arrays: bool = True) -> Command:
     """Add the options that every run on disk has; ``arrays`` is whether it makes zarr arrays."""
     layout = click.option("--zarr-format", type=click.IntRange(2, 3), default=3, show_default=True)
-    command = cluster_options(command)
+    command = cluster_options(_plannable(command))
     for option in reversed(
         (
             click.option("--blocks", type=LENGTHS, help="Shape of a block. [default: 128,128,128]"),
@@ -195,6 +237,10 @@ def run_options(command: Command, *, arrays: bool = True) -> Command:
             click.option("--overwrite", is_flag=True, help="Replace an existing output."),
             *([layout] if arrays else []),
             click.option("--progress/--no-progress", default=True, help="Show progress."),
+            click.option(
+                "--ignore-memory", is_flag=True, help="Begin also where memory may not suffice."
+            ),
+            click.option("--dry-run", is_flag=True, help="Show the plan; run nothing."),
         )
     ):
         command = option(command)
@@ -458,6 +504,36 @@ def demo(folder: Path, shape: Any, **options: Any) -> None:
     """Make a volume in FOLDER, run the whole chain on it, leave labels and pictures."""
     lengths = (shape,) * 3 if isinstance(shape, int) else shape
     run_demo(folder, shape=lengths, say=click.echo, **options)
+
+
+@main.group()
+def plan() -> None:
+    """Show what a job would take: memory, bytes, files, and what is chosen. Runs nothing."""
+
+
+def _plan_of(run: click.Command) -> click.Command:
+    """The command that plans what another one runs; the output may be left out."""
+    parameters = []
+    for parameter in run.params:
+        if parameter.name == "dry_run":
+            continue
+        if parameter.name == "output":
+            parameter = copy(parameter)
+            parameter.required = False
+        parameters.append(parameter)
+    of_parts = "Small parts of the input to run, for times; 0: none."
+    parameters.append(
+        click.Option(["--sample"], type=int, default=2, show_default=True, help=of_parts)
+    )
+    parameters.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
+
+    assert run.callback is not None
+    show = partial(run.callback, dry_run=True)
+    return click.Command(run.name, callback=show, params=parameters, help=run.help)
+
+
+for _run in (flows, instances, targets, segment, segment_classes, relabel, fuse, map_tiles):
+    plan.add_command(_plan_of(_run))
 
 
 if __name__ == "__main__":

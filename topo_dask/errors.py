@@ -77,3 +77,11 @@ class TaskFailed(TopoError, RuntimeError):
 
 class BackendUnavailable(TopoError, RuntimeError):
     """The backend or optional package asked for is not there."""
+
+
+class MemoryTooSmall(TopoError, MemoryError):
+    """A worker's memory limit is below what a stage is projected to need."""
+
+
+class TightMemory(UserWarning):
+    """A worker's memory comes near its limit in some stage."""

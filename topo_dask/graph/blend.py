@@ -556,6 +556,22 @@ class _Blender:
         return self.total.astype(self.dtype)
 
 
+def memory_of_tiles(voxels: Sequence[int], channels: int, itemsize: int) -> int:
+    """Bytes that a block and its tiles take at most, without what is read and the model itself.
+
+    Parameters
+    ----------
+    voxels
+        Of the tiles that the block computes, of one tile, of the parts of tiles that lie in the
+        block, and of the block.
+    channels, itemsize
+        Of the result.
+    """
+    own, tile, parts, block = voxels
+    kept = itemsize * (own + parts + 2 * block)
+    return channels * (kept + 3 * max(itemsize, 4) * tile + 8 * block) + 16 * block
+
+
 def probed(settings: TileSettings, values: Array, axes: int) -> TileSettings:
     """Settings with the channels and dtype that one tile gave."""
     channels = values.shape[0] if values.ndim > axes else None

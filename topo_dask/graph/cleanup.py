@@ -81,6 +81,14 @@ def errors_of_block(
     return cpu.flow_errors(labels, ready, ids=table.ids, centres=table.centres, origin=core.start)
 
 
+def memory_of_errors(core: int, itemsize: int) -> int:
+    """Bytes that `errors_of_block` takes at most, and what is read for it.
+
+    Labels and small numbers; the flow as it is stored, and interleaved.
+    """
+    return (8 + 8 + 4 + 3 * itemsize + 12 * (itemsize == 2) + 16) * core
+
+
 def _large_enough(table: InstanceTable, min_size: float) -> Renamed:
     return numbers_of(table.ids, table.voxels >= min_size)
 

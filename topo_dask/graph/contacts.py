@@ -243,3 +243,12 @@ def join_touching(labels: Any, flow: Any) -> Any:
     chunks = [numbers.read(core) for core in grid]
     names = delayed(_join_chunks)(tables, [delayed(_largest)(chunk) for chunk in chunks])
     return assemble([delayed(_rename)(c, names) for c in chunks], grid, dtype=np.int32)
+
+
+CONTACT_BYTES = 0.6
+"""Bytes for each voxel of the volume that a table of all contacts takes while it is made."""
+
+
+def memory_of_contacts(core: int) -> int:
+    """Bytes that the contacts of a block take at most: labels, flow twice, small numbers."""
+    return 44 * core

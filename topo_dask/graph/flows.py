@@ -112,6 +112,37 @@ def choose_read(
     return context_region(core, inside, iterations, settings, volume)
 
 
+def memory_of_flow(
+    core: int, read: int, itemsize: int, settings: FlowSettings, *, masked: bool = False
+) -> int:
+    """Bytes that `flow_of_block` and what it is given take at most.
+
+    Parameters
+    ----------
+    core, read
+        Voxels of the block, and of what is read for it.
+    itemsize
+        Of a label.
+    settings
+        The method.
+    masked
+        Whether there is a spatial mask.
+    """
+    if settings.method == "direct":
+        return (itemsize + 28) * core  # small numbers, the flow, its chunks
+    # Labels, consecutive numbers, links; a mask, what of it is annotated, walls.
+    layout = (itemsize + 4 + 1 + (10 if masked else 0)) * read
+    if settings.potential == "poisson":
+        # The field, the voxels of one instance that fills the block, and its levels.
+        return layout + 8 * read + POISSON_BYTES * read + 12 * core
+    # Two float64 fields; the gradient in float64, and the flow when the fields are gone.
+    return layout + 16 * read + 24 * core
+
+
+POISSON_BYTES = 180
+"""Bytes a voxel of the linear system of an instance, its coarser levels included."""
+
+
 def check_blocks(settings: FlowSettings, count: int) -> None:
     """Raise InvalidArgument if a potential that no context makes exact is cut into chunks."""
     if settings.method == "diffusion" and settings.potential == "poisson" and count > 1:

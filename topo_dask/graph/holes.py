@@ -88,6 +88,11 @@ def background_of_block(
     return components, found
 
 
+def memory_of_holes(core: int) -> int:
+    """Bytes that the background of a block, and filling it, take at most."""
+    return 56 * core
+
+
 def meeting(own: Planes, later: Planes, axis: int) -> Int64:
     """Pairs of open components of two blocks that touch: int64 ``[E,2]``, each once.
 

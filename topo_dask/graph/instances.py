@@ -52,3 +52,15 @@ def instance_table(labels: Any) -> Any:
     while len(tables) > 1:
         tables = [merge(tables[i : i + FAN_IN]) for i in range(0, len(tables), FAN_IN)]
     return tables[0]
+
+
+INSTANCE_BYTES = 88
+"""Bytes of an instance in a table: id, voxels, sums, extent."""
+
+VOXELS_PER_INSTANCE = 500
+"""No denser are instances taken to be where nothing is known of them."""
+
+
+def memory_of_facts(voxels: int, itemsize: int) -> int:
+    """Bytes that `facts_of_block` and the labels of a block take at most."""
+    return (itemsize + 10) * voxels

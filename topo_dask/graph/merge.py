@@ -8,6 +8,7 @@ long as the largest id or as the number of voxels, except the labels themselves.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -182,6 +183,29 @@ def number_instances(
     pairs = np.concatenate([np.zeros((0, 2), dtype=row), *rows])
     labels, instances = unite(sizes, pairs, min_size=min_size)
     return Numbering(roots, labels, instances, sizes)
+
+
+CELL_BYTES = 48
+"""Bytes of a cell: number, particles, offsets, component."""
+
+
+def memory_of_cells(core: int, away: int) -> int:
+    """Bytes that it takes at most to sort a block's particles into cells; ``away`` came home."""
+    return 56 * core + 44 * away
+
+
+def memory_of_labels(core: int) -> int:
+    """Bytes that it takes at most to paint a block, or to write and measure its labels."""
+    return 72 * core
+
+
+def most_cells(core: int, radius: float) -> int:
+    """Cells in which particles of a block end, at most."""
+    return math.ceil(core / cell_kernels.cell_size(radius) ** 3)
+
+
+COMPONENT_BYTES = 0.2
+"""Bytes for each voxel of the volume that the one union of all owners' components takes."""
 
 
 # ---------------------------------------------------------------------------------- lazy graph

@@ -698,6 +698,22 @@ def fuse_block(
     return out.reshape(((channels,) if channels else ()) + region.shape)
 
 
+def memory_of_mosaic(block: int, part: int, channels: int, itemsize: int, order: int) -> int:
+    """Bytes that a block of a mosaic takes at most: sums and weights, rounding, a part of a tile.
+
+    Parameters
+    ----------
+    block, part
+        Voxels of the block, and of what one tile gives to it.
+    channels, itemsize
+        Of a tile.
+    order
+        Of the splines; the coefficients of cubic ones are float64.
+    """
+    read = itemsize + 8 + (16 if order == 3 else 0)
+    return (24 * channels + 16) * block + channels * read * part
+
+
 def mosaic_array(
     sources: Sequence[Any],
     placement: Placement,

@@ -141,3 +141,12 @@ def nearest_over_blocks(
             known=(squared[todo], labels[todo]),
         )
     return labels
+
+
+def memory_of_nearest(core: int) -> int:
+    """Bytes that the nearest labels for the voxels of a block take at most.
+
+    Its labels, those of another block and their runs; of at most half of its voxels the position,
+    the distance and the label.
+    """
+    return 60 * core

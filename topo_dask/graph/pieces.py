@@ -367,3 +367,12 @@ def split_disconnected(instances: Any, min_fragment_ratio: float = 0.1) -> Any:
     if isinstance(instances, da.Array):
         return _split_lazily(instances, float(min_fragment_ratio))
     return _split_whole(np.asarray(instances), float(min_fragment_ratio))
+
+
+PIECE_BYTES = 0.1
+"""Bytes for each voxel of the volume that the one union of all pieces takes."""
+
+
+def memory_of_pieces(core: int) -> int:
+    """Bytes that finding or painting the pieces of a block takes at most."""
+    return 28 * core

@@ -110,6 +110,14 @@ def _by_blocks(
     return assemble(blocks, grid, dtype=np.float32)
 
 
+def memory_of_foreground(read: int, core: int, itemsize: int, reach: float | None) -> int:
+    """Bytes that `foreground_of_block` takes at most."""
+    if reach is None:
+        return (itemsize + 1 + 4) * core
+    # Of the distance transform: nearest voxels (three int32), float64 differences, distance.
+    return (itemsize + 3 + 12 + 32) * read + 4 * core
+
+
 def compute_boundary_map(instance_mask: Any, dilation_width: int = 2) -> Any:
     """Where instances touch: voxels with a 6-neighbour of another instance, dilated.
 

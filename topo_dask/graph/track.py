@@ -205,6 +205,46 @@ def by_block(
     return ordered, blocks, np.append(starts, len(order)).astype(np.int64)
 
 
+def memory_of_tracking(core: int, read: int, itemsize: int, leaving: float) -> int:
+    """Bytes that the first round of a block takes at most, all of its voxels being foreground.
+
+    Parameters
+    ----------
+    core, read
+        Voxels of the block, and of the flow that is read for it.
+    itemsize
+        Of a component of the flow as it is stored.
+    leaving
+        Part of the particles that leave what is read.
+    """
+    stored = 3 * itemsize + (12 if itemsize < 4 else 0)  # made float32 first
+    # Then the flow as it was read is gone: a mask, positions and steps, particles under way;
+    # then the interleaved flow is gone too: positions, and particles sorted and written.
+    away = round(leaving * core)
+    return max(
+        (stored + 16) * read + core, 16 * read + 29 * core + 44 * away, 25 * core + 156 * away
+    )
+
+
+def memory_of_advance(core: int, read: int, itemsize: int, leaving: float) -> int:
+    """Bytes that a later round of a block takes at most; see `memory_of_tracking`."""
+    stored = 3 * itemsize + (12 if itemsize < 4 else 0)
+    away = round(leaving * core)
+    return max((stored + 16) * read + 44 * away, 200 * away)
+
+
+def leaving_share(settings: SegmentSettings, blocks: Sequence[int], halo: int) -> float:
+    """What part of a block's particles crosses its halo, where all go the same way, straight on.
+
+    Examples
+    --------
+    >>> leaving_share(SegmentSettings(n_steps=96), (128, 128, 128), halo=32)
+    0.5
+    """
+    beyond = max(0.0, settings.n_steps * settings.step_size - halo)
+    return min(1.0, beyond / min(blocks))
+
+
 # ---------------------------------------------------------------------------------- lazy graph
 
 

@@ -365,7 +365,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
 
 
-def _active_client() -> Client | None:
+def active_client() -> Client | None:
+    """Dask's active client, if there is one."""
     try:
         client: Client = get_client()
     except ValueError:
@@ -403,7 +404,7 @@ def open_engine(cluster: Cluster = None, *, display: Display | None = None) -> I
     """
     with ExitStack() as stack:
         if cluster is None:
-            cluster = _active_client() or "local"
+            cluster = active_client() or "local"
         if isinstance(cluster, Engine):
             yield cluster
         elif isinstance(cluster, Client):

@@ -48,13 +48,19 @@ def open_input(
     return open_array(source, argument=argument, axes=(axes,))
 
 
+def readable_by_workers(source: Any) -> bool:
+    """Whether every worker can open it where it is; memory and dask graphs it cannot."""
+    return isinstance(source, zarr.Array) and not isinstance(source.store, MemoryStore)
+
+
 def stored(source: Any, scratch: Path, *, argument: str, together: int = 3) -> AnyArray:
     """The same array where every worker can read it: memory and dask graphs go to the scratch.
 
     Of four axes ``together`` entries of the first are read at a time.
     """
-    if isinstance(source, zarr.Array) and not isinstance(source.store, MemoryStore):
-        return source
+    if readable_by_workers(source):
+        found: AnyArray = source
+        return found
     path = scratch / "inputs" / f"{argument}-{input_mark(source)}.zarr"
     if path.exists():
         return open_array(path, argument=argument, axes=(len(source.shape),))

@@ -23,6 +23,7 @@ from topo_dask.graph.fuse import add_weighted, unit_vectors
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels import cpu
 from topo_dask.kernels.tables import InstanceTable
+from topo_dask.plan.labels import FlowsWork
 from topo_dask.run.files import (
     input_mark,
     load_array,
@@ -42,6 +43,7 @@ from topo_dask.run.job import (
     open_run,
     published_already,
     speed,
+    volumes,
 )
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.rounds import flow_of_rounds, run_rounds
@@ -173,6 +175,7 @@ def flows(
     cluster: Any = None,
     progress: bool | None = None,
     zarr_format: int = 3,
+    ignore_memory: bool = False,
 ) -> RunResult:
     """Make the flows of labels that need not fit in memory.
 
@@ -209,7 +212,7 @@ def flows(
         "float32", or "float16" for half the disk and 5e-4.
     blocks
         Shape of a block.
-    work_dir, resume, overwrite, cluster, progress, zarr_format
+    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
         See `RunOptions`.
 
     Returns
@@ -242,7 +245,9 @@ def flows(
         rounds=rounds,
         spacing=spacing,
     )
-    options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
+    options = RunOptions(
+        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    )
     if dtype not in FLOW_TYPES:
         names = ", ".join(map(repr, FLOW_TYPES))
         raise InvalidArgument("dtype", repr(dtype), f"one of: {names}", "Choose one of these.")
@@ -267,7 +272,8 @@ def flows(
     if published_already(place, final, options):
         return RunResult(place.open(), place.path, _title(settings, grid), 0.0, {})
     began = time.monotonic()
-    with open_run(place, options, settings) as run:
+    work = _work([source, mask], settings, grid, (shared, start), dtype, given, zarr_format)
+    with open_run(place, options, settings, work) as run:
         read = stored(source, run.work, argument="labels")
         known = None if mask is None else stored(mask, run.work, argument="spatial_mask")
         chunks = (3, *output_chunks(grid.largest, grid.shape))
@@ -279,6 +285,29 @@ def flows(
             geometry=geometry_of(source), attributes={"fingerprint": final, **_plain(settings)}
         )
     return RunResult(array, place.path, _title(settings, grid), time.monotonic() - began, details)
+
+
+def _work(
+    inputs: list[Any],
+    settings: FlowSettings,
+    grid: BlockGrid,
+    place: tuple[tuple[int, ...], tuple[int, ...]],
+    dtype: str,
+    table: InstanceTable | None,
+    zarr_format: int,
+) -> FlowsWork:
+    """What the run takes; ``place``: overlap and origin."""
+    return FlowsWork(
+        _title(settings, grid),
+        grid,
+        volumes(inputs),
+        settings=(settings,),
+        overlap=place[0],
+        origin=place[1],
+        itemsize=np.dtype(dtype).itemsize,
+        table=table,
+        zarr_format=zarr_format,
+    )
 
 
 def open_mask(spatial_mask: Any, shape: tuple[int, ...]) -> Any:

@@ -25,6 +25,7 @@ from topo_dask.graph.check import check_labels
 from topo_dask.graph.instances import facts_of_block
 from topo_dask.graph.instances import instance_table as table_of_array
 from topo_dask.kernels.tables import InstanceTable, sum_instances
+from topo_dask.plan.labels import InstancesWork
 from topo_dask.run.files import (
     input_mark,
     load_instances,
@@ -34,7 +35,7 @@ from topo_dask.run.files import (
     stored,
 )
 from topo_dask.run.flow_job import FlowJob, Task
-from topo_dask.run.job import Run, RunOptions, open_run
+from topo_dask.run.job import Run, RunOptions, open_run, volumes
 from topo_dask.run.ledger import fingerprint
 from topo_dask.storage import load_table, save_table
 
@@ -131,6 +132,7 @@ def instance_table(
     overwrite: bool = False,
     cluster: Any = None,
     progress: bool | None = None,
+    ignore_memory: bool = False,
 ) -> Any:
     """Size, centre and extent of every instance, in one pass over the labels.
 
@@ -142,7 +144,7 @@ def instance_table(
     output
         Path of the table to write, ``.npz``; `topo_dask.flows` takes it as ``instances``, and
         refuses it when it is of other labels.
-    blocks, work_dir, resume, overwrite, cluster, progress
+    blocks, work_dir, resume, overwrite, cluster, progress, ignore_memory
         See `RunOptions`; with ``output``.
 
     Returns
@@ -172,7 +174,9 @@ def instance_table(
             "the path of the table to write",
             "Pass e.g. output='instances.npz'; NumPy and dask arrays need none.",
         )
-    options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress)
+    options = RunOptions(
+        blocks, work_dir, resume, overwrite, cluster, progress, ignore_memory=ignore_memory
+    )
     source = open_input(labels, argument="labels", axes=3)
     check_labels(source)
     grid = options.grid(tuple(int(n) for n in source.shape))
@@ -188,7 +192,9 @@ def instance_table(
                 "with resume, an unfinished run or the table of these labels",
                 "Choose another output, or pass overwrite=True (--overwrite) to replace it.",
             )
-    with open_run(place, options) as run:
+    title = f"Instance table of {'x'.join(map(str, grid.shape))} voxels"
+    work = InstancesWork(title, grid, volumes([source]))
+    with open_run(place, options, None, work) as run:
         read = stored(source, run.work, argument="labels")
         job = FlowJob(read, FlowSettings(), grid, (0, 0, 0), (0, 0, 0), run.work)
         measure_all(run, [job], fingerprint("table", mark, grid.chunks))

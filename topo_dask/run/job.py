@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,11 +12,21 @@ from typing import Any
 
 import zarr
 
-from topo_dask.errors import InvalidArgument, OutputExists, OutputNotWritable, TopoError
+from topo_dask.errors import (
+    InvalidArgument,
+    MemoryTooSmall,
+    OutputExists,
+    OutputNotWritable,
+    TightMemory,
+    TopoError,
+)
 from topo_dask.grid import BlockGrid, as_lengths
+from topo_dask.plan.work import Volume, Work, advice, too_much
+from topo_dask.run.dry import DryRun, nowhere
 from topo_dask.run.execute import Cluster, Engine, open_engine
-from topo_dask.run.files import BLOCK
+from topo_dask.run.files import BLOCK, readable_by_workers
 from topo_dask.run.ledger import Ledger
+from topo_dask.run.machine import machine_of
 from topo_dask.run.progress import progress_display, readable_count, readable_time
 from topo_dask.run.record import Record
 from topo_dask.storage import AnyArray, Geometry, Output, voxel_geometry
@@ -41,6 +52,8 @@ class RunOptions:
         Show progress; ``None`` for only where a terminal looks on.
     zarr_format
         Of the output, 2 or 3.
+    ignore_memory
+        Begin also where a worker's memory may not suffice.
     """
 
     blocks: Any = None
@@ -50,6 +63,7 @@ class RunOptions:
     cluster: Cluster = None
     progress: bool | None = None
     zarr_format: int = 3
+    ignore_memory: bool = False
 
     def __post_init__(self) -> None:
         if self.blocks is not None:
@@ -71,6 +85,8 @@ class RunOptions:
 
     def output(self, path: Any, inputs: list[Any]) -> Output:
         """The output's place, checked."""
+        if path is None and isinstance(self.cluster, DryRun):
+            path = nowhere()
         return Output(
             path,
             overwrite=self.overwrite,
@@ -114,23 +130,60 @@ def part_of_run(run: Run, folder: str, title: str) -> PartOfRun:
 
 
 @contextmanager
-def open_run(output: Output, options: RunOptions, settings: Any = None) -> Iterator[Run]:
+def open_run(
+    output: Output, options: RunOptions, settings: Any = None, work: Work | None = None
+) -> Iterator[Run]:
     """Open the engine, lock the output, open the ledger and the record.
 
-    ``settings`` are for the record: what is computed.
+    ``settings`` are for the record: what is computed. ``work`` is what the run takes: a dry run
+    ends here with its plan, any other is checked against the workers' memory.
+
+    Raises
+    ------
+    MemoryTooSmall
+        A worker's memory limit is below what a stage needs.
     """
+    if isinstance(options.cluster, DryRun):
+        options.cluster.end(work)
     display = progress_display(options.progress)
-    # The engine first: where there is none, nothing is left behind.
-    with open_engine(options.cluster, display=display) as engine, output.lock():
-        work = output.scratch
-        about = {"output": output.path, "settings": settings, "blocks": options.blocks}
-        record = Record(output.record, about, repr(engine))
-        outer, engine.recorder = engine.recorder, record.add
-        try:
-            with record.watching(), _disks_named(output):
-                yield Run(output, engine, Ledger(work))
-        finally:
-            engine.recorder = outer
+    # The engine first: where there is none, or none large enough, nothing is left behind.
+    with open_engine(options.cluster, display=display) as engine:
+        if work is not None and not options.ignore_memory:
+            check_memory(work, engine)
+        with output.lock():
+            folder = output.scratch
+            about = {"output": output.path, "settings": settings, "blocks": options.blocks}
+            record = Record(output.record, about, repr(engine))
+            outer, engine.recorder = engine.recorder, record.add
+            try:
+                with record.watching(), _disks_named(output):
+                    yield Run(output, engine, Ledger(folder))
+            finally:
+                engine.recorder = outer
+
+
+def check_memory(work: Work, engine: Engine) -> None:
+    """Warn where a worker's memory is tight.
+
+    Raises
+    ------
+    MemoryTooSmall
+        It does not suffice; the blocks that would fit are named.
+    """
+    machine = machine_of(engine)
+    plan = work.plan(machine)
+    if not plan.tight:
+        return
+    if plan.fits:
+        warnings.warn(f"{too_much(plan)}. {advice(work, machine)}", TightMemory, stacklevel=5)
+        return
+    go_on = "Or pass ignore_memory=True (--ignore-memory) to begin all the same."
+    raise MemoryTooSmall(
+        "blocks",
+        f"{work.grid!r}: {too_much(plan)}",
+        "blocks that fit",
+        f"{advice(work, machine)} {go_on}",
+    )
 
 
 @contextmanager
@@ -217,6 +270,15 @@ def published_already(output: Output, mark: str, options: RunOptions) -> bool:
             "Choose another output, or pass overwrite=True (--overwrite) to replace it.",
         )
     return False
+
+
+def volumes(inputs: list[Any]) -> tuple[Volume, ...]:
+    """What a plan needs to know of the inputs that there are."""
+    return tuple(
+        Volume(tuple(int(n) for n in i.shape), i.dtype.itemsize, readable_by_workers(i))
+        for i in inputs
+        if i is not None
+    )
 
 
 def geometry_of(source: Any) -> Geometry:

@@ -35,6 +35,7 @@ from topo_dask.graph.blend import (
 from topo_dask.graph.tiles import CHUNK, TileGrid, TilePlan, tile_blocks, tile_chunks, tile_grid
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels.parallel import available_cores
+from topo_dask.plan.tiles import TilesWork
 from topo_dask.run.execute import WINDOW, Engine, Order
 from topo_dask.run.files import input_mark, load_array, save_array, stored
 from topo_dask.run.job import (
@@ -45,6 +46,7 @@ from topo_dask.run.job import (
     open_run,
     published_already,
     speed,
+    volumes,
 )
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.models import load_model, model_mark, model_name
@@ -335,6 +337,7 @@ def map_tiles(
     cluster: Any = None,
     progress: bool | None = None,
     zarr_format: int = 3,
+    ignore_memory: bool = False,
 ) -> Any:
     """Apply a model to overlapping tiles of an image and blend what it gives.
 
@@ -392,7 +395,7 @@ def map_tiles(
         voxels and ends, ``[N, axes]`` each, that says which to leave out.
     blocks
         Shape of the blocks of the output, one task each; chosen by itself.
-    work_dir, resume, overwrite, cluster, progress, zarr_format
+    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
         See `RunOptions`.
 
     Returns
@@ -412,7 +415,9 @@ def map_tiles(
     >>> bool((map_tiles(np.negative, image, (3, 3), 1) == -image).all())
     True
     """
-    options = RunOptions(None, work_dir, resume, overwrite, cluster, progress, zarr_format)
+    options = RunOptions(
+        None, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    )
     function = load_model(model)
     kind = None if dtype is None else str(np.dtype(dtype))
     settings = TileSettings(blend, normalise, batch, pass_origin, beyond, channels, kind, ids)
@@ -495,6 +500,22 @@ class _Work:
             self.chunks(),
         )
 
+    def work(self, title: str) -> TilesWork:
+        """What the run takes."""
+        kind = self.settings.dtype
+        return TilesWork(
+            title,
+            self.plan(1).blocks,
+            volumes([self.image]),
+            self.tiles,
+            self.chunks(),
+            WINDOW,
+            channels=self.settings.channels,
+            itemsize=None if kind is None else np.dtype(kind).itemsize,
+            chosen=self.blocks is not None,
+            zarr_format=self.options.zarr_format,
+        )
+
     def on_disk(self, output: Any) -> RunResult:
         """Make the zarr array."""
         place = self.options.output(output, [self.image])
@@ -502,7 +523,7 @@ class _Work:
         if published_already(place, mark, self.options):
             return RunResult(place.open(), place.path, title, 0.0, {})
         began = time.monotonic()
-        with open_run(place, self.options, self.settings) as run:
+        with open_run(place, self.options, self.settings, self.work(title)) as run:
             ahead = WINDOW * run.engine.slots
             plan = self.plan(ahead, self._blocks_of_before(run, mark, ahead))
             job = TileJob(self.model, plan, self.settings, {})

@@ -29,9 +29,18 @@ from topo_dask.graph.mosaic import (
     transform_matrices,
 )
 from topo_dask.grid import BlockGrid, Region, as_lengths
+from topo_dask.plan.tiles import MosaicWork
 from topo_dask.run.execute import WINDOW, Order
 from topo_dask.run.files import BLOCK, input_mark, save_array, stored
-from topo_dask.run.job import Run, RunOptions, RunResult, open_run, published_already, speed
+from topo_dask.run.job import (
+    Run,
+    RunOptions,
+    RunResult,
+    open_run,
+    published_already,
+    speed,
+    volumes,
+)
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.tile_table import NpyTile, TiffTile, TileTable, open_tile
 from topo_dask.storage import MAX_CHUNK, AnyArray, Geometry, Output, output_chunks
@@ -146,6 +155,7 @@ def fuse_mosaic(
     cluster: Any = None,
     progress: bool | None = None,
     zarr_format: int = 3,
+    ignore_memory: bool = False,
 ) -> Any:
     """Fuse tiles that lie anywhere, turned, stretched or tilted, into one image or volume.
 
@@ -192,7 +202,7 @@ def fuse_mosaic(
         Read every zarr tile once before work starts, so that damaged ones are all found then.
     blocks
         Shape of a block; ``None`` for 128 voxels a side, 1024 of an image.
-    work_dir, resume, overwrite, cluster, progress, zarr_format
+    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
         See `RunOptions`.
 
     Returns
@@ -227,7 +237,9 @@ def fuse_mosaic(
         layout = {k: said.get(k) if v is None else v for k, v in layout.items()}
         transforms = tiles.transforms if transforms is None else transforms
         tiles = tiles.tiles
-    options = RunOptions(None, work_dir, resume, overwrite, cluster, progress, zarr_format)
+    options = RunOptions(
+        None, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    )
     matrices = transform_matrices(_listed(transforms, "transforms"), count=len(_listed(tiles)))
     settings = MosaicSettings(
         axes := matrices.shape[-1] - 1,
@@ -282,6 +294,22 @@ class _Plan:
         """The blocks to write; those without a tile are the zeros that a new array holds."""
         return mosaic_blocks(self.placement, self.grid, every=bool(self.settings.background))
 
+    def work(self, options: RunOptions, *, check: bool) -> MosaicWork:
+        """What the run takes."""
+        files = sum(isinstance(source, zarr.Array) for source in self.sources)
+        return MosaicWork(
+            self.title,
+            self.grid,
+            volumes(self.sources),
+            len(self.blocks().numbers),
+            self.channels,
+            self.dtype.itemsize,
+            _chunks(self.grid, self.channels),
+            self.settings.order,
+            checked=(files if check else 0, CHECKED_TOGETHER),
+            zarr_format=options.zarr_format,
+        )
+
     @property
     def mark(self) -> str:
         """Fingerprint of all that the result depends on."""
@@ -303,7 +331,7 @@ def _on_disk(plan: _Plan, place: Output, options: RunOptions, *, check: bool) ->
         return RunResult(place.open(), place.path, plan.title, 0.0, {})
     began = time.monotonic()
     try:
-        with open_run(place, options, plan.settings) as run:
+        with open_run(place, options, plan.settings, plan.work(options, check=check)) as run:
             if check:
                 _check_files(run, plan.sources, mark)
             sources = [_stored(s, run.work) for s in plan.sources]

@@ -10,13 +10,21 @@ from typing import Any
 
 import numpy as np
 
-from topo_dask.config import GROUPS, choice, number
+from topo_dask.config import GROUPS, SegmentSettings, choice, number
 from topo_dask.errors import InvalidArgument, InvalidType
 from topo_dask.graph.contacts import Choice, JoinRules, Joins, names_of_parts
+from topo_dask.plan.flow_field import RelabelWork
 from topo_dask.run.chain import Chain, Step, View, run_steps
 from topo_dask.run.evidence import Evidence, open_evidence
 from topo_dask.run.files import save_array
-from topo_dask.run.job import RunOptions, RunResult, geometry_of, open_run, published_already
+from topo_dask.run.job import (
+    RunOptions,
+    RunResult,
+    geometry_of,
+    open_run,
+    published_already,
+    volumes,
+)
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.orphans import orphan_step
 from topo_dask.run.pieces import split_step
@@ -93,6 +101,7 @@ def relabel(
     cluster: Any = None,
     progress: bool | None = None,
     zarr_format: int = 3,
+    ignore_memory: bool = False,
 ) -> RunResult:
     """Make other labels of the evidence that ``segment(..., keep_evidence=True)`` kept.
 
@@ -120,7 +129,7 @@ def relabel(
         Pairs of parts that are one instance.
     blocks
         Shape of a block; ``None`` for that of the run.
-    work_dir, resume, overwrite, cluster, progress, zarr_format
+    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
         See `RunOptions`.
 
     Returns
@@ -148,7 +157,9 @@ def relabel(
     >>> relabel(made, folder + "/b.zarr", veto=[(2, 3)], cluster="sync").array[0, 0]
     array([1, 1, 2, 2], dtype=uint32)
     """
-    options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
+    options = RunOptions(
+        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    )
     number("min_dot", min_dot, lambda v: True, "a finite number", default=0.0)
     number("min_area", min_area, lambda v: v >= 1, "a whole number >= 1", whole=True, default=1)
     evidence = open_evidence(source)
@@ -168,7 +179,10 @@ def relabel(
     if published_already(place, final, options):
         return RunResult(place.open(), place.path, title, 0.0, {})
     began = time.monotonic()
-    with open_run(place, options, chosen) as run:
+    as_made = SegmentSettings(min_size=int(least), group=in_group)
+    inputs = volumes([evidence.parts])
+    work = RelabelWork(title, grid, inputs, as_made, zarr_format=zarr_format)
+    with open_run(place, options, chosen, work) as run:
         names = run.work / "names.npy"
         task = NamesTask(evidence, chosen, names)
         ((instances, voxels),) = run.ledger.run(run.engine, "names", mark, name_parts, [task])

@@ -41,6 +41,7 @@ from topo_dask.graph.track import (
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.tables import CellTable
+from topo_dask.plan.flow_field import SegmentWork
 from topo_dask.run.chain import Chain, Step, View, follow
 from topo_dask.run.contacts import join_step
 from topo_dask.run.evidence import FOLDER
@@ -62,6 +63,7 @@ from topo_dask.run.job import (
     open_run,
     published_already,
     speed,
+    volumes,
 )
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.measured import TABLE, TABLES, MeasuredInstances, load_measured
@@ -415,6 +417,7 @@ def segment(
     cluster: Any = None,
     progress: bool | None = None,
     zarr_format: int = 3,
+    ignore_memory: bool = False,
 ) -> SegmentResult:
     """Make instance labels of a flow field that need not fit in memory.
 
@@ -453,7 +456,7 @@ def segment(
         Voxels around a block that its particles may cross without being handed over. It saves
         rounds and changes nothing else. "auto": a few blocks are tried to see how far particles
         go; then that with which the fewest voxels are read, and the result says why.
-    blocks, work_dir, resume, overwrite, cluster, progress, zarr_format
+    blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
         See `RunOptions`.
 
     Returns
@@ -489,7 +492,9 @@ def segment(
     )
     refine = RefineSettings(flow_error_threshold, fill_holes)
     check_halo(halo)
-    options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
+    options = RunOptions(
+        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    )
     field, mask, scale = _open_inputs(flows, foreground, threshold, scale)
     grid = options.grid(tuple(int(n) for n in field.shape[1:]))
     place = options.output(output, [field, mask])
@@ -500,7 +505,17 @@ def segment(
     if published_already(place, final, options):
         return SegmentResult(place.open(), place.path, title, 0.0, {})
     began = time.monotonic()
-    with open_run(place, options, [settings, refine]) as run:
+    work = SegmentWork(
+        title,
+        grid,
+        volumes([field, mask]),
+        settings,
+        bool(keep_evidence),
+        zarr_format,
+        halo=halo,
+        refine=refine,
+    )
+    with open_run(place, options, [settings, refine], work) as run:
         job = SegmentJob(
             scaled_store(stored(field, run.work, argument="flows"), scale),
             None if mask is None else stored(mask, run.work, argument="foreground"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import PurePath
 from typing import Any, cast
 
@@ -15,6 +15,8 @@ from topo_dask.config import RefineSettings, SegmentSettings, number
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.check import check_class_flows, check_probabilities
 from topo_dask.graph.segmentation import PROBABLE, instance_methods
+from topo_dask.grid import BlockGrid
+from topo_dask.plan.flow_field import ClassesWork, SegmentWork
 from topo_dask.run.files import input_mark, open_input, stored
 from topo_dask.run.halo import check_halo
 from topo_dask.run.job import (
@@ -26,6 +28,7 @@ from topo_dask.run.job import (
     part_of_run,
     published_already,
     speed,
+    volumes,
 )
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.measured import TABLES, MeasuredInstances, load_measured
@@ -75,6 +78,7 @@ def segment_classes(
     cluster: Any = None,
     progress: bool | None = None,
     zarr_format: int = 3,
+    ignore_memory: bool = False,
 ) -> ClassesResult:
     """Make instance labels of every class of a stack that need not fit in memory.
 
@@ -93,7 +97,7 @@ def segment_classes(
         A voxel is of a class where its probability is larger.
     flow_error_threshold, fill_holes, halo
         See `segment`.
-    blocks, work_dir, resume, overwrite, cluster, progress, zarr_format
+    blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
         See `RunOptions`.
 
     Returns
@@ -125,7 +129,9 @@ def segment_classes(
     >>> made.array[0, 0, 0], made.instances["ves"].voxels
     (array([1, 1, 1, 1, 2, 2, 2, 2], dtype=uint32), array([4, 4]))
     """
-    options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
+    options = RunOptions(
+        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    )
     number("threshold", threshold, lambda v: True, "a finite number", default=PROBABLE)
     check_halo(halo)
     refine = RefineSettings(flow_error_threshold, fill_holes)
@@ -143,7 +149,8 @@ def segment_classes(
     if published_already(place, final, options):
         return ClassesResult(place.open(LABELS), place.path, title, 0.0, {}, class_names=names)
     began = time.monotonic()
-    with open_run(place, options, [methods, refine]) as run:
+    work = _work(title, grid, [field, semantic], methods, refine, halo)
+    with open_run(place, options, [methods, refine], work) as run:
         read = stored(semantic, run.work, argument="probabilities", together=1)
         along = stored(field, run.work, argument="flows")
         prepared = []
@@ -193,6 +200,34 @@ def _check_names(names: Any) -> None:
         if name in ("", ".", "..") or PurePath(name).name != name or "\0" in name:
             do = "Rename the class: its table of instances is a file of that name."
             raise InvalidArgument("class_names", repr(name), "names that files can have", do)
+
+
+def _work(
+    title: str,
+    grid: BlockGrid,
+    inputs: list[Any],
+    methods: dict[str, ClassInstances],
+    refine: RefineSettings,
+    halo: Any,
+) -> ClassesWork:
+    """What the run takes."""
+    both = volumes(inputs)
+    shapes = (3, *grid.shape), grid.shape
+    each = tuple(replace(v, shape=shape) for v, shape in zip(both, shapes, strict=True))
+    return ClassesWork(
+        title,
+        grid,
+        both,
+        tuple(
+            (
+                name,
+                SegmentWork(
+                    name, grid, each, SegmentSettings(**asdict(how)), halo=halo, refine=refine
+                ),
+            )
+            for name, how in methods.items()
+        ),
+    )
 
 
 def _write_all(

@@ -7,11 +7,14 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from topo_dask.classes import ClassMethod, class_methods
 from topo_dask.config import FlowSettings, choice, number
 from topo_dask.graph.check import check_labels
 from topo_dask.graph.targets import foreground_of_block
 from topo_dask.grid import BlockGrid, as_lengths
+from topo_dask.plan.labels import FlowsWork
 from topo_dask.run.files import input_mark, open_input, stored
 from topo_dask.run.flow_job import FlowJob
 from topo_dask.run.flows import FLOW_TYPES, open_mask, run_stages
@@ -23,6 +26,7 @@ from topo_dask.run.job import (
     open_run,
     published_already,
     speed,
+    volumes,
 )
 from topo_dask.run.ledger import fingerprint
 from topo_dask.storage import AnyArray, Output, output_chunks
@@ -97,6 +101,7 @@ def flow_targets(
     cluster: Any = None,
     progress: bool | None = None,
     zarr_format: int = 3,
+    ignore_memory: bool = False,
 ) -> TargetsResult:
     """Make the training targets of a stack of labels that need not fit in memory.
 
@@ -117,7 +122,7 @@ def flow_targets(
         Of both arrays: "float32", or "float16" for half the disk and 5e-4.
     blocks
         Shape of a block.
-    work_dir, resume, overwrite, cluster, progress, zarr_format
+    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
         See `RunOptions`.
 
     Returns
@@ -147,7 +152,9 @@ def flow_targets(
     >>> made.array.shape, made.class_fg.shape
     ((6, 4, 5, 6), (2, 4, 5, 6))
     """
-    options = RunOptions(blocks, work_dir, resume, overwrite, cluster, progress, zarr_format)
+    options = RunOptions(
+        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    )
     choice("dtype", dtype, FLOW_TYPES)
     number("diffusion_iters", diffusion_iters, lambda v: v >= 0, "a whole number >= 0", whole=True)
     others = FlowSettings(
@@ -175,7 +182,8 @@ def flow_targets(
             place.open(FLOWS), place.path, title, 0.0, {}, class_fg=place.open(FOREGROUND)
         )
     began = time.monotonic()
-    with open_run(place, options, methods) as run:
+    work = _work(title, [source, mask], methods, grid, start, dtype, zarr_format)
+    with open_run(place, options, methods, work) as run:
         read = stored(source, run.work, argument="labels", together=1)
         known = None if mask is None else stored(mask, run.work, argument="spatial_mask")
         arrays = _create(place, count, grid, dtype, zarr_format)
@@ -196,6 +204,29 @@ def flow_targets(
     seconds = time.monotonic() - began
     return TargetsResult(
         place.open(FLOWS), place.path, title, seconds, details, class_fg=place.open(FOREGROUND)
+    )
+
+
+def _work(
+    title: str,
+    inputs: list[Any],
+    methods: list[ClassMethod],
+    grid: BlockGrid,
+    start: tuple[int, ...],
+    dtype: str,
+    zarr_format: int,
+) -> FlowsWork:
+    """What the run takes."""
+    return FlowsWork(
+        title,
+        grid,
+        volumes(inputs),
+        len(methods),
+        tuple(m.settings for m in methods),
+        origin=start,
+        itemsize=np.dtype(dtype).itemsize,
+        reach=tuple(m.reach for m in methods),
+        zarr_format=zarr_format,
     )
 
 
