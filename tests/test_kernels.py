@@ -87,10 +87,10 @@ def assert_tables_equal(one: Any, two: Any) -> None:
 # ── instances and flows ──────────────────────────────────────────────────────────────────────
 
 
-@given(label_volumes(), origins)
-def test_instance_facts(labels, origin):
+@given(label_volumes(), origins, threads)
+def test_instance_facts(labels, origin, number):
     expected = reference.instance_facts(labels, origin=origin)
-    assert_tables_equal(cpu.instance_facts(labels, origin=origin), expected)
+    assert_tables_equal(cpu.instance_facts(labels, origin=origin, threads=number), expected)
     half = labels.shape[0] // 2
     parts = [
         cpu.instance_facts(labels[half:], origin=(origin[0] + half, *origin[1:])),

@@ -12,6 +12,7 @@ from dask.delayed import delayed
 from topo_dask.graph.blocks import Source, grid_of
 from topo_dask.graph.check import check_labels, check_not_negative
 from topo_dask.kernels import cpu
+from topo_dask.kernels.parallel import available_cores
 from topo_dask.kernels.tables import InstanceTable, merge_instances
 
 FAN_IN = 16
@@ -45,7 +46,7 @@ def instance_table(labels: Any) -> Any:
     """
     check_labels(labels)
     if not isinstance(labels, da.Array):
-        return facts_of_block(np.asarray(labels), (0, 0, 0))
+        return cpu.instance_facts(np.asarray(labels), threads=available_cores())
     facts, merge = delayed(facts_of_block), delayed(merge_instances)
     source = Source.of(labels)
     tables = [facts(source.read(r), r.start) for r in grid_of(labels, argument="labels")]

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from topo_dask.errors import InvalidArgument
 from topo_dask.kernels.jit import compiled
-from topo_dask.kernels.tables import InstanceTable
+from topo_dask.kernels.parallel import ranges, starmap
+from topo_dask.kernels.tables import InstanceTable, merge_instances
 
 Integers = npt.NDArray[np.integer[Any]]
 
@@ -183,7 +184,9 @@ def _measure(local: Any, count: int) -> Any:
     return voxels, sums, low, high
 
 
-def instance_facts(labels: Integers, *, origin: tuple[int, ...] = (0, 0, 0)) -> InstanceTable:
+def instance_facts(
+    labels: Integers, *, origin: tuple[int, ...] = (0, 0, 0), threads: int = 1
+) -> InstanceTable:
     """Size, coordinate sums and extent of every instance of a block.
 
     Parameters
@@ -192,6 +195,8 @@ def instance_facts(labels: Integers, *, origin: tuple[int, ...] = (0, 0, 0)) -> 
         ``[Z,Y,X]``, any integer type, no negative values; 0 is background.
     origin
         Global index of the block's first voxel.
+    threads
+        Threads to use.
 
     Returns
     -------
@@ -204,6 +209,18 @@ def instance_facts(labels: Integers, *, origin: tuple[int, ...] = (0, 0, 0)) -> 
     >>> table.ids, table.centres
     (array([7], dtype=uint64), array([[10. ,  0. ,  1.5]]))
     """
+    parts = ranges(labels.shape[0], threads)
+    tables = [_facts(labels[:0], origin)] * len(parts)
+
+    def measure(number: int, first: int, end: int) -> None:
+        tables[number] = _facts(labels[first:end], (origin[0] + first, *origin[1:]))
+
+    with starmap(threads) as run:
+        run(measure, [(number, *part) for number, part in enumerate(parts)])
+    return tables[0] if len(tables) == 1 else merge_instances(tables)
+
+
+def _facts(labels: Integers, origin: tuple[int, ...]) -> InstanceTable:
     local, ids = compact(labels)
     voxels, sums, low, high = _measure(local, ids.size)
     shift = np.asarray(origin, dtype=np.int64)
