@@ -29,7 +29,7 @@ from topo_dask.storage import output_chunks
 PARTICLE_BYTES = 44
 """Bytes of a particle under way, as it is written."""
 
-NARROW = 8
+NARROW = 16
 """A halo that the run chooses is narrower only where few particles leave it."""
 
 DEFAULTS, AS_FOUND = SegmentSettings(), RefineSettings()

@@ -226,7 +226,8 @@ class FlowsWork(InstancesWork):
         read = rounds * every * (sum(v.itemsize for v in self.inputs) + state)
         size = self.inputs[0].itemsize
         flow = memory_of_flow(self.block, largest, size, settings, masked=self.masked)
-        memory = peak(flow + state * (largest + self.block))
+        # The fields, read, padded and given back; the flow that ends in the round.
+        memory = peak(flow + (state + 24) * largest + (state + 12) * self.block)
         fields = 4 if settings.potential == "coordinate" else 1
         blocks = len(self.grid)
         written = (rounds - 1) * state * self.voxels + FLOW_BYTES * self.voxels

@@ -10,10 +10,10 @@ from typing import Any
 
 from topo_dask.grid import BlockGrid
 
-IMPORTED = 200 * 2**20
+IMPORTED = 180 * 2**20
 """Bytes of a process that has imported everything and computed nothing."""
 
-COMPILED = 140 * 2**20
+COMPILED = 110 * 2**20
 """Bytes of the compiled kernels and of the libraries' pools once every stage has run."""
 
 WARN_ABOVE = 0.8
