@@ -256,7 +256,7 @@ def client() -> Iterator[Client]:
             n_workers=1,
             threads_per_worker=2,
             processes=False,
-            memory_limit="380MiB",
+            memory_limit="300MiB",
             dashboard_address="127.0.0.1:0",
         ) as cluster,
         Client(cluster, set_as_default=False) as found,
@@ -266,7 +266,7 @@ def client() -> Iterator[Client]:
 
 def test_a_running_scheduler_is_asked(client: Client) -> None:
     found = machine_of(client)
-    assert (found.workers, found.threads, found.memory) == (1, 2, 380 * 2**20)
+    assert (found.workers, found.threads, found.memory) == (1, 2, 300 * 2**20)
 
 
 def test_run_refuses_memory_that_is_too_small(client: Client, inputs: Path, tmp_path: Path) -> None:
@@ -275,7 +275,7 @@ def test_run_refuses_memory_that_is_too_small(client: Client, inputs: Path, tmp_
             inputs / "labels.zarr", tmp_path / "a.zarr", cluster=client, **options
         )
 
-    with pytest.raises(MemoryTooSmall, match=r"limit is 380 MiB.*ignore_memory=True") as error:
+    with pytest.raises(MemoryTooSmall, match=r"limit is 300 MiB.*ignore_memory=True") as error:
         run(blocks=16)
     assert isinstance(error.value, MemoryError)
     assert list(tmp_path.iterdir()) == []
