@@ -404,7 +404,8 @@ SEGMENT_SETTINGS = [
     *[("group", v, InvalidArgument) for v in (0, 4, -1, "1", None, 1.5)],
 ]
 RUN_SETTINGS = [
-    *[("cluster", v, InvalidArgument) for v in ("nonesuch", 5, "")],
+    *[("cluster", v, InvalidArgument) for v in ("nonesuch", "")],
+    ("cluster", 5, InvalidType),
     *[("zarr_format", v, InvalidArgument) for v in (1, 4, "3", None)],
     ("work_dir", 5, InvalidType),
     ("work_dir", "s3://bucket/work", InvalidArgument),
@@ -746,7 +747,8 @@ def test_every_error_is_a_builtin_too_and_travels() -> None:
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, TopoError) and error is not TopoError:
             made = error("blocks", "0", "numbers >= 1", "Pass e.g. 64.")
-            assert isinstance(made, (ValueError, TypeError, OSError, RuntimeError))
+            builtin = (ValueError, TypeError, OSError, RuntimeError, MemoryError)
+            assert isinstance(made, builtin)
             again = pickle.loads(pickle.dumps(made))
             assert (type(again), str(again), again.argument) == (type(made), str(made), "blocks")
 
