@@ -107,10 +107,10 @@ class ClusterOptions:
     more: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        do = "Leave it out to use the active dask client or this machine."
         if not isinstance(self.system, str):
-            raise InvalidType("cluster", repr(self.system), KNOWN)
+            raise InvalidType("cluster", repr(self.system), KNOWN, do)
         if self.system not in (*HERE, *BATCH) and not self.is_address:
-            do = "Leave it out to use the active dask client or this machine."
             raise InvalidArgument("cluster", repr(self.system), KNOWN, do)
         for name in ("workers", "jobs", "max_jobs", "cores", "processes", "death_timeout"):
             if getattr(self, name) is not None:
