@@ -69,7 +69,7 @@ def compare(
     largest
         How many splits and merges to list.
     progress
-        Show how far the work on stores is, on the error stream; by default only on a terminal.
+        Show how far the work is; by default that on stores, where a terminal or notebook looks on.
 
     Returns
     -------
@@ -117,7 +117,9 @@ def compare(
             f"the shape of truth, {volumes[0].shape}",
             "Cut or pad one of them so that both cover the same voxels.",
         )
-    table = _contingency(*volumes, blocks, cluster, progress_display(progress))
+    in_memory = all(isinstance(volume, np.ndarray) for volume in volumes)
+    display = None if in_memory and progress is None else progress_display(progress)
+    table = _contingency(*volumes, blocks, cluster, display)
     return scores(table, **settings)
 
 
