@@ -169,10 +169,16 @@ def test_wide_halos_where_particles_go_far_and_none_where_they_stay() -> None:
     assert choose_halo(grid, chunks, 100, stay).halo == 0
     through = [(2_000_000, 20_000, [20_000] * len(halos))]
     assert choose_halo(grid, chunks, 100, through).halo == 32
-    near = [(2_000_000, 20_000, [9000, 4000, 900, 80, 0, 0])]
+    near = [(2_000_000, 20_000, [9000, 900, 80, 0, 0])]
     assert choose_halo(grid, chunks, 100, near).halo == 16
     assert choose_halo(BlockGrid((9, 9, 9), (9, 9, 9)), (9, 9, 9), 100, []).halo == 0
-    assert "no particle" in choose_halo(grid, chunks, 100, [(0, 0, [0] * 6)]).reason
+    assert "no particle" in choose_halo(grid, chunks, 100, [(0, 0, [0] * 5)]).reason
+
+
+def test_what_rests_on_faces_is_not_handed_over_at_every_step() -> None:
+    grid, chunks = BlockGrid((512, 512, 512), (64, 64, 64)), (64, 64, 64)
+    resting = [(260_000, 20_000, [2000, 200, 20, 2, 0])]
+    assert choose_halo(grid, chunks, 100, resting).halo > 0
 
 
 @settings(max_examples=50)
@@ -188,7 +194,10 @@ def test_whole_chunks_are_read(n: int, block: int, chunk: int, halo: int) -> Non
 
 
 def test_more_particles_that_leave_make_more_reads() -> None:
-    reads = [expected_reads(10**6, share) for share in (0, 1e-7, 1e-4, 0.01, 0.3, 0.9)]
+    halos = [0, 4, 8]
+    shares = ([0.0, 0, 0], [1e-7, 1e-8, 0], [1e-4, 1e-6, 0], [0.3, 0.1, 1e-7], [0.9, 0.5, 0.1])
+    reads = [expected_reads(10**6, some, halos, 4, 100.0) for some in shares]
     assert reads == sorted(reads)
     assert reads[0] == 1
+    assert reads[-1] == 21
     assert all(0 <= n < 125 for n in tried_blocks(BlockGrid((5, 5, 5), (1, 1, 1))))

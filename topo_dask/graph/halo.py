@@ -16,13 +16,11 @@ import numpy.typing as npt
 
 from topo_dask.grid import BlockGrid, Region
 
-HALOS = (0, 2, 4, 8, 16, 32)
+HALOS = (0, 4, 8, 16, 32)
 """Widths to choose from, in voxels."""
 
 TRIED = 20_000
 """Particles of a block that are followed to see how far they go."""
-
-MOST_ROUNDS = 100
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def halos_for(travel: float) -> list[int]:
     Examples
     --------
     >>> halos_for(5), halos_for(1000)
-    ([0, 2, 4, 5], [0, 2, 4, 8, 16, 32])
+    ([0, 4, 5], [0, 4, 8, 16, 32])
     """
     farthest = min(HALOS[-1], math.ceil(travel))
     return [*(h for h in HALOS if h < farthest), farthest]
@@ -105,20 +103,35 @@ def beyond(positions: npt.NDArray[np.float64], core: Region) -> npt.NDArray[np.i
     return farthest
 
 
-def expected_reads(particles: int, share: float) -> float:
-    """How often a block is read, of whose particles this share leaves in each round.
+def expected_reads(
+    particles: int, shares: Sequence[float], halos: Sequence[int], halo: int, travel: float
+) -> float:
+    """How often a block is read: once, and for each time that one of its particles is handed over.
+
+    Parameters
+    ----------
+    particles
+        Of a block.
+    shares
+        The share of them that goes beyond each of ``halos``; what goes beyond the last may go on.
+    halos
+        Widths, ascending.
+    halo
+        Of the tracking: from one hand-over to the next a particle crosses it and one voxel more.
+    travel
+        Most voxels that a particle goes.
 
     Examples
     --------
-    >>> expected_reads(1000, 0.0), expected_reads(1000, 0.5) > 10
-    (1.0, True)
+    >>> expected_reads(1000, [0.5, 0.0], [0, 4], 4, 100.0)
+    1.0
+    >>> expected_reads(1000, [0.5, 0.1], [0, 4], 4, 100.0)
+    21.0
     """
-    reads, left = 1.0, float(particles)
-    for _ in range(MOST_ROUNDS):
-        left *= share
-        reads += min(1.0, left)
-        if left < 1e-3:
-            break
+    reads = 1.0
+    for gone in np.arange(halo + 1, travel + 1, halo + 1):
+        row = int(np.searchsorted(halos, gone, side="right")) - 1
+        reads += min(1.0, particles * shares[row])
     return reads
 
 
@@ -140,7 +153,7 @@ def choose_halo(
     Examples
     --------
     >>> grid = BlockGrid((64, 64, 64), (32, 32, 32))
-    >>> choose_halo(grid, (8, 8, 8), 4, [(9999, 100, [10, 2, 0])])
+    >>> choose_halo(grid, (8, 8, 8), 4, [(9999, 100, [10, 0])])
     HaloChoice(halo=4, reason='0.0 % of particles leave it: 1.0 reads of 2.0 times the volume')
     """
     if len(grid) == 1:
@@ -151,10 +164,11 @@ def choose_halo(
         return HaloChoice(halos[min(2, len(halos) - 1)], "the blocks tried hold no particle")
     particles = sum(t[0] for t in tries) // len(tries)
     best, reason = math.inf, ""
-    for row, halo in enumerate(halos):
-        share = sum(t[2][row] for t in tries) / followed
-        # From one hand-over to the next a particle crosses a halo and a voxel, at least.
-        reads = min(expected_reads(particles, share), 1 + travel / (halo + 1))
+    shares = [sum(t[2][row] for t in tries) / followed for row in range(len(halos))]
+    for halo, share in zip(halos, shares, strict=True):
+        if halo == 0 and share > 0:
+            continue  # what ends on a face goes to and fro across it, handed over at every step
+        reads = expected_reads(particles, shares, halos, halo, travel)
         voxels = voxels_read(grid, chunks, halo)
         if reads * voxels < best:
             best, chosen = reads * voxels, halo
