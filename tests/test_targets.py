@@ -512,3 +512,13 @@ def test_bad_input_of_boundary_maps(
 ) -> None:
     with pytest.raises(error, match=re.escape(part)):
         topo_dask.compute_boundary_map(labels, width)
+
+
+def test_direct_flows_on_disk_do_not_depend_on_the_origin(tmp_path: Path) -> None:
+    """Where a centre is half-way between two voxels, too: the first of an even index is nearest."""
+    labels = np.ones((2, 1, 1), np.uint8)
+    flow = topo_dask.generate_direct_flows(labels)
+    for odd in (0, 3):
+        path = tmp_path / f"{odd}.zarr"
+        made = topo_dask.flows(labels, path, method="direct", origin=(odd, 0, 0), cluster="sync")
+        assert_array_equal(made.array[...], flow)

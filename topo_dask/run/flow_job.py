@@ -61,8 +61,13 @@ class FlowJob:
         return Region((0, 0, 0), self.grid.shape)
 
     def placed(self, region: Region) -> Region:
-        """A region in the coordinates in which ``origin`` is the first voxel of the volume."""
-        return region.relative_to(tuple(-o for o in self.origin))
+        """A region in the coordinates in which `corner` is the first voxel of the volume."""
+        return region.relative_to(tuple(-o for o in self.corner))
+
+    @property
+    def corner(self) -> tuple[int, ...]:
+        """The origin where it matters: direct flows are the same wherever the volume lies."""
+        return (0, 0, 0) if self.settings.method == "direct" else self.origin
 
     def tile(self, number: int) -> Region:
         """A block with its share of the overlap with each neighbour."""

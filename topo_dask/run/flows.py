@@ -101,13 +101,13 @@ def _flow(job: FlowJob, core: Region) -> npt.NDArray[np.float32]:
     if not labels.any():
         return np.zeros((3, *core.shape), dtype=np.float32)
     place, volume = job.placed(core), job.placed(job.volume)
-    inside = rows_in(table, cpu.compact(labels)[1]).moved(job.origin)
+    inside = rows_in(table, cpu.compact(labels)[1]).moved(job.corner)
     near = choose_read(labels, place, table=inside, settings=job.settings, volume=volume)
-    read = near.relative_to(job.origin)
+    read = near.relative_to(job.corner)
     if read != core:
         labels = job.read(read)
     mask = None if job.settings.method == "direct" else job.read_mask(read)
-    rows = rows_in(table, cpu.compact(labels)[1]).moved(job.origin)
+    rows = rows_in(table, cpu.compact(labels)[1]).moved(job.corner)
     piece = Piece(place, near, volume)
     return flow_of_block(labels, piece, table=rows, settings=job.settings, spatial_mask=mask)
 
