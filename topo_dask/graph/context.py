@@ -59,6 +59,10 @@ def anchors_of(table: InstanceTable) -> npt.NDArray[np.int64]:
     return (table.lo + table.hi) // 2
 
 
+MOST_MODELLED = 4000
+"""Iterations beyond which the context is n itself: nothing narrower is worth the search for it."""
+
+
 @lru_cache(maxsize=1024)
 def context_width(
     iterations: int,
@@ -76,7 +80,8 @@ def context_width(
     not. So the width is the smallest h for which a field held at 1 at distance h brings, after n
     iterations, less than tolerance/10 of the corridor's own field, or of the floor below which
     gradients are not stretched; the largest of the three axes. For n = 200 and 1e-4 these are 45
-    voxels, 5.5 sigma of the random walk; on dense tissue 5 sigma suffice.
+    voxels, 5.5 sigma of the random walk; on dense tissue 5 sigma suffice. Beyond 4000 iterations
+    it is n.
 
     Parameters
     ----------
@@ -100,7 +105,7 @@ def context_width(
     >>> [context_width(n, tolerance=1e-4, farthest=1000) for n in (5, 200)]
     [5, 45]
     """
-    if iterations <= 1:
+    if iterations <= 1 or iterations > MOST_MODELLED:
         return iterations
     least = math.log(FLOOR / max(farthest, 1)) if floor else -np.inf
     allowed = math.log(tolerance / MARGIN)
