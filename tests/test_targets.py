@@ -440,7 +440,7 @@ NAMES = ["nuc", "mito"]
         ({"class_config": {"nuc": {}}, "resolution_nm": None}, InvalidArgument, "'mito'"),
         ({"class_config": {"mito": {"flow_type": "x"}}}, InvalidArgument, "diffusion, direct"),
         ({"class_config": {"mito": {"itters": 4}}}, InvalidArgument, "'itters' of class 'mito'"),
-        ({"class_config": {"mito": {"potential": "x"}}}, InvalidArgument, "potential of class 'mito'"),
+        ({"class_config": {"mito": {"potential": "x"}}}, InvalidArgument, "of class 'mito'"),
         ({"resolution_nm": None}, InvalidArgument, "resolution_nm"),
         ({"resolution_nm": -8}, InvalidArgument, "resolution_nm"),
         ({"diffusion_iters": -1}, InvalidArgument, "diffusion_iters: got -1"),
