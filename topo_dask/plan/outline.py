@@ -40,7 +40,7 @@ def readable_seconds(seconds: float | None) -> str:
 
     Examples
     --------
-    >>> readable_seconds(0.4), readable_seconds(75), readable_seconds(7300), readable_seconds(None)
+    >>> readable_seconds(0.4), readable_seconds(75), readable_seconds(7320), readable_seconds(None)
     ('< 1 s', '1 min 15 s', '2 h 02 min', '?')
     """
     if seconds is None:
