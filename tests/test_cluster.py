@@ -269,9 +269,10 @@ def test_job_scripts_from_the_command_line_leave_nothing_in_the_users_folders(
 
     def run(pairs: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
         words = [word for pair in pairs for word in ("--cluster-option", f"{pair}={options[pair]}")]
-        code = "import signal; from topo_dask.cli import main; "
+        code = "import signal; before = signal.getsignal(signal.SIGINT); "
+        code += "from topo_dask.cli import main; "
         code += f"main(['job-script', 'slurm', *{words}], standalone_mode=False); "
-        code += "print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)"
+        code += "print(signal.getsignal(signal.SIGINT) is before)"
         return subprocess.run(
             [sys.executable, "-c", code],
             cwd=tmp_path / "here",
