@@ -480,6 +480,7 @@ def test_poisson_flows_of_blocks_are_those_of_the_whole_volume(data: st.DataObje
     assert_allclose(flow, whole, rtol=0, atol=TOLERANCE)
 
 
+@hypothesis.settings(max_examples=max(50, hypothesis.settings.default.max_examples // 4))
 @given(data=st.data())
 def test_direct_flows_are_equal_to_the_bit(engines: dict[str, Engine], data: st.DataObject) -> None:
     labels = data.draw(label_volumes(max_side=12))
@@ -493,6 +494,7 @@ def test_direct_flows_are_equal_to_the_bit(engines: dict[str, Engine], data: st.
     assert_array_equal(flows_of_chunks(data, make, labels, mask), whole)
 
 
+@hypothesis.settings(max_examples=max(50, hypothesis.settings.default.max_examples // 4))
 @given(data=st.data())
 def test_blended_flows_are_those_of_the_whole_volume(data: st.DataObject) -> None:
     """Tiles that overlap agree where they do, so blending them changes nothing."""
@@ -556,6 +558,7 @@ def test_a_constant_comes_back_constant(
 # -------------------------------------------------------------------------------- names of ids
 
 
+@hypothesis.settings(max_examples=max(50, hypothesis.settings.default.max_examples // 4))
 @given(data=st.data())
 def test_the_names_of_instances_change_no_flow(data: st.DataObject) -> None:
     labels = data.draw(label_volumes(max_side=12))
