@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import dask.array as da
 import numpy as np
 import pytest
+from cases import KINDS, case, unwrap, wrap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -19,29 +17,7 @@ from topo_dask.kernels import cpu, reference
 from topo_dask.kernels.tables import LARGEST_ERROR, ErrorTable, merge_ends, merge_errors
 from topo_dask.testing import block_shapes, flow_fields, label_volumes, same_partition
 
-DATA = Path(__file__).parent / "data"
-KINDS = pytest.mark.parametrize("kind", ["numpy", "one chunk", "chunks"])
 SOME = settings(max_examples=settings.default.max_examples // 5)
-
-
-def case(name: str) -> dict[str, Any]:
-    with np.load(DATA / f"{name}.npz") as arrays:
-        return dict(arrays)
-
-
-def wrap(array: np.ndarray, kind: str) -> Any:
-    """The array itself, or dask with one chunk, or with chunks that divide nothing evenly."""
-    if kind == "numpy":
-        return array
-    chunks = [n if kind == "one chunk" else -(-n // 2) + 1 for n in array.shape]
-    return da.from_array(array, chunks=tuple(chunks))
-
-
-def unwrap(array: Any, kind: str) -> np.ndarray:
-    assert isinstance(array, np.ndarray if kind == "numpy" else da.Array)
-    values: np.ndarray = array if kind == "numpy" else array.compute(scheduler="sync")
-    assert values.dtype == array.dtype
-    return values
 
 
 # ── results of the original package ──────────────────────────────────────────────────────────

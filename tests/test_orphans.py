@@ -8,6 +8,7 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+from cases import fewer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -59,14 +60,6 @@ def test_group_3_of_the_cases_up_to_ties(tmp_path: Path) -> None:
         **how,
     )
     assert_array_equal(made.array[...], whole)
-
-
-def fewer(blocks: tuple[int, ...], shape: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """The same block shape, with longer sides where it would cut the volume too small."""
-    sides = list(blocks)
-    while np.prod(counts := [-(-n // b) for n, b in zip(shape, sides, strict=True)]) > most:
-        sides[int(np.argmax(counts))] += 1
-    return tuple(sides)
 
 
 @pytest.mark.nightly

@@ -11,6 +11,7 @@ import dask.array as da
 import numpy as np
 import pytest
 import zarr
+from cases import KINDS, case, fewer, unwrap, wrap
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import killed_at, lines_of, tree
@@ -21,29 +22,7 @@ from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 from topo_dask.storage import create_array
 from topo_dask.testing import block_shapes, flow_fields, label_volumes, segment_parameters
 
-DATA = Path(__file__).parent / "data"
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
-KINDS = pytest.mark.parametrize("kind", ["numpy", "one chunk", "chunks"])
-
-
-def case(name: str) -> dict[str, Any]:
-    with np.load(DATA / f"{name}.npz") as arrays:
-        return dict(arrays)
-
-
-def wrap(array: np.ndarray, kind: str) -> Any:
-    """The array itself, or dask with one chunk, or with chunks that divide nothing evenly."""
-    if kind == "numpy":
-        return array
-    chunks = [n if kind == "one chunk" else -(-n // 2) + 1 for n in array.shape]
-    return da.from_array(array, chunks=tuple(chunks))
-
-
-def unwrap(array: Any, kind: str) -> np.ndarray:
-    assert isinstance(array, np.ndarray if kind == "numpy" else da.Array)
-    values: np.ndarray = array if kind == "numpy" else array.compute(scheduler="sync")
-    assert values.dtype == array.dtype
-    return values
 
 
 @KINDS
@@ -215,14 +194,6 @@ def test_stacks_that_do_not_fit_are_refused_before_a_run(tmp_path: Path) -> None
 
 
 # ── one answer ───────────────────────────────────────────────────────────────────────────────
-
-
-def fewer(blocks: tuple[int, ...], shape: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """The same block shape, with longer sides where it would cut the volume too small."""
-    sides = list(blocks)
-    while np.prod(counts := [-(-n // b) for n, b in zip(shape, sides, strict=True)]) > most:
-        sides[int(np.argmax(counts))] += 1
-    return tuple(sides)
 
 
 @pytest.mark.nightly
