@@ -5,10 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
 
 import pytest
 from hypothesis import HealthCheck, settings
 from slurm import Slurm, why_not
+
+from topo_dask.errors import BackendUnavailable
+from topo_dask.kernels.gpu import Device, find_device
 
 # The same cases on every machine and in every run: a failure here is a failure everywhere.
 settings.register_profile(
@@ -39,3 +43,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
                 yield made
             finally:
                 made.stop()
+
+
+@pytest.fixture(params=["host", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Device:
+    """What the kernels of a GPU run on: the host device, and a real one where there is one."""
+    if request.param == "host":
+        if which("g++") is None:
+            pytest.skip("no g++ to build the CUDA sources for the CPU")
+        monkeypatch.setenv("TOPO_DASK_GPU_DEVICE", "host")
+        return find_device()
+    monkeypatch.delenv("TOPO_DASK_GPU_DEVICE", raising=False)
+    try:
+        return find_device()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))

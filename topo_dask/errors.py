@@ -83,5 +83,9 @@ class MemoryTooSmall(TopoError, MemoryError):
     """A worker's memory limit is below what a stage is projected to need."""
 
 
+class DeviceMemoryError(TopoError, MemoryError):
+    """A device's memory does not hold what a kernel needs."""
+
+
 class TightMemory(UserWarning):
     """A worker's memory comes near its limit in some stage."""

@@ -1,0 +1,116 @@
+"""The CUDA sources compile for every GPU they are meant for, and run on the host as written."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from shutil import which
+
+import numpy as np
+import pytest
+
+from topo_dask.errors import DeviceMemoryError, InvalidArgument
+from topo_dask.kernels.gpu import Device, find_device, sources
+from topo_dask.kernels.gpu.host import MEMORY
+
+OLDEST = [75, 80, 90]  # and the newest that the compiler knows
+
+
+def nvcc_targets(nvcc: str) -> list[int]:
+    done = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
+    known = [int(number) for number in re.findall(r"compute_(\d+)$", done.stdout, re.MULTILINE)]
+    assert set(OLDEST) < set(known), f"{nvcc} knows {known}"
+    return sorted({*OLDEST, max(known)})
+
+
+def compile_with_nvcc(nvcc: str, name: str, target: int, folder: Path) -> str:
+    source = folder / f"{name}.cu"
+    source.write_text(sources.text(name), encoding="utf-8")
+    output = folder / f"{name}.{target}.cubin"
+    command = [nvcc, f"-arch=sm_{target}", "-cubin", "-std=c++17", "-fmad=false"]
+    command += ["-Werror", "all-warnings", "-o", str(output), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "" if done.returncode == 0 and output.stat().st_size else done.stderr or "no output"
+
+
+def test_sources_compile_with_nvcc(tmp_path: Path) -> None:
+    nvcc = which("nvcc")
+    if nvcc is None:
+        pytest.skip("no nvcc on the PATH")
+    pairs = [(name, target) for name in sources.names() for target in nvcc_targets(nvcc)]
+    assert len(pairs) >= 4
+
+    def compile_one(pair: tuple[str, int]) -> str:
+        folder = tmp_path / f"{pair[0]}-{pair[1]}"
+        folder.mkdir()
+        return compile_with_nvcc(nvcc, *pair, folder)
+
+    with ThreadPoolExecutor(2) as pool:
+        messages = dict(zip(pairs, pool.map(compile_one, pairs), strict=True))
+    assert not any(messages.values()), "\n".join(filter(None, messages.values()))
+
+
+def test_sources_compile_with_nvrtc() -> None:
+    nvrtc = pytest.importorskip("cupy", reason="no CuPy").cuda.nvrtc
+    try:
+        known = nvrtc.getSupportedArchs()
+    except Exception as error:  # the library that CuPy looks for has no error of its own
+        pytest.skip(f"no NVRTC: {error}")
+    for name in sources.names():
+        for target in sorted({*OLDEST, max(known)}):
+            program = nvrtc.createProgram(sources.text(name), f"{name}.cu", (), ())
+            try:
+                options = (f"--gpu-architecture=sm_{target}", "--std=c++17", "--fmad=false")
+                nvrtc.compileProgram(program, options)
+                log = nvrtc.getProgramLog(program)
+                assert not log.strip("\0 \n"), log
+            finally:
+                nvrtc.destroyProgram(program)
+
+
+@pytest.mark.parametrize("name", sources.names())
+def test_every_kernel_is_declared_so_that_arguments_can_be_checked(name: str) -> None:
+    found = sources.kernels(name)
+    assert len(found) == sources.text(name).count("\nextern") > 0
+    assert all(parameters[0].name == "count" for parameters in found.values())
+
+
+def test_neighbour_mask_marks_the_neighbours_of_the_same_instance(device: Device) -> None:
+    local = np.array([[[1, 1, 2], [0, 1, 2]]], dtype=np.int32)
+    links = device.empty(8, np.uint8)
+    device.launch("diffusion", "neighbour_mask", 8, device.put(local), links, 1, 2, 3, 4)
+    z, y_low, y_high, x_low, x_high = 3, 4, 8, 16, 32  # faces count as the same
+    expected = [
+        [z + y_low + x_low + x_high, z + y_low + y_high + x_low, z + y_low + y_high + x_high, 0],
+        [0, z + y_low + y_high, z + y_low + y_high + x_high, 0],
+    ]
+    assert device.get(links).reshape(2, 4).tolist() == expected
+
+
+def test_wrong_arguments_are_refused_before_the_launch(device: Device) -> None:
+    links = device.empty(8, np.uint8)
+    wrong = device.zeros((1, 2, 3), np.int64)
+    with pytest.raises(TypeError, match="local is int64"):
+        device.launch("diffusion", "neighbour_mask", 8, wrong, links, 1, 2, 3, 4)
+    with pytest.raises(TypeError, match="got 2 arguments"):
+        device.launch("diffusion", "neighbour_mask", 8, links)
+
+
+def test_host_memory_runs_out_and_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPO_DASK_GPU_DEVICE", "host")
+    device = find_device()
+    monkeypatch.setenv(MEMORY, "1000")
+    before = device.free_memory_bytes()
+    kept = device.zeros(before, np.uint8)
+    with pytest.raises(DeviceMemoryError, match="8 bytes more"):
+        device.empty(1, np.float64)
+    del kept
+    assert device.free_memory_bytes() == before
+
+
+def test_unknown_device_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOPO_DASK_GPU_DEVICE", "abacus")
+    with pytest.raises(InvalidArgument, match='"host", or unset'):
+        find_device()

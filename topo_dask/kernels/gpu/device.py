@@ -1,0 +1,183 @@
+"""The device that kernels run on: an NVIDIA GPU through CuPy, or for tests this machine's CPU.
+
+The only module that imports CuPy, and only when a device is asked for.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from topo_dask.errors import BackendUnavailable, DeviceMemoryError, InvalidArgument
+from topo_dask.kernels.gpu import sources
+from topo_dask.kernels.gpu.host import HostDevice
+
+CHOICE = "TOPO_DASK_GPU_DEVICE"
+"""Environment variable: "host" runs the CUDA sources on the CPU, slowly. For tests."""
+
+THREADS = 256
+"""Threads of a block."""
+
+MOST_BLOCKS = 2**30
+"""Items beyond so many blocks are done by the same threads."""
+
+
+class Device(Protocol):
+    """Where kernels run. Arrays are of ``xp``: all that is no kernel is written against it."""
+
+    @property
+    def name(self) -> str:
+        """What people know it by."""
+
+    @property
+    def xp(self) -> Any:
+        """Array module: cupy, or numpy for the host."""
+
+    def put(self, array: npt.NDArray[Any]) -> Any:
+        """Copy an array to the device, contiguous and in native byte order."""
+
+    def get(self, array: Any) -> npt.NDArray[Any]:
+        """Copy an array from the device; waits for what makes it."""
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
+        """Give an array of whatever was there."""
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
+        """Give an array of zeros."""
+
+    def launch(self, source: str, kernel: str, count: int, *arguments: Any) -> None:
+        """Run a kernel of a source once for each of ``count`` items.
+
+        Numbers become what the kernel declares; arrays must have its types; ``None`` is no array.
+        """
+
+    def working(self) -> AbstractContextManager[None]:
+        """Turn running out of device memory, anywhere inside, into our error."""
+
+    def free_memory_bytes(self) -> int:
+        """How much more can be taken now."""
+
+
+class CudaDevice:
+    """The current GPU of this process, through CuPy."""
+
+    def __init__(self) -> None:
+        self.xp: Any = _cupy()
+        number = self.xp.cuda.Device().id
+        facts = self.xp.cuda.runtime.getDeviceProperties(number)
+        self.name: str = facts["name"].decode()
+        self._modules: dict[str, Any] = {}
+        self._lock = threading.Lock()
+
+    def put(self, array: npt.NDArray[Any]) -> Any:
+        """See `Device`."""
+        native = array.astype(array.dtype.newbyteorder("="), copy=False)
+        return self.xp.asarray(np.ascontiguousarray(native))
+
+    def get(self, array: Any) -> npt.NDArray[Any]:
+        """See `Device`."""
+        copied: npt.NDArray[Any] = self.xp.asnumpy(array)
+        return copied
+
+    def empty(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
+        """See `Device`."""
+        return self.xp.empty(shape, dtype)
+
+    def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
+        """See `Device`."""
+        return self.xp.zeros(shape, dtype)
+
+    def launch(self, source: str, kernel: str, count: int, *arguments: Any) -> None:
+        """See `Device`."""
+        passed = sources.arguments(source, kernel, count, arguments)
+        if count <= 0:
+            return
+        passed = [np.uint64(0) if value is None else value for value in passed]
+        blocks = min(-(-count // THREADS), MOST_BLOCKS)
+        self._kernel(source, kernel)((blocks,), (THREADS,), tuple(passed))
+
+    def _kernel(self, source: str, kernel: str) -> Any:
+        with self._lock:
+            if source not in self._modules:
+                self._modules[source] = self.xp.RawModule(
+                    code=sources.text(source), options=("--std=c++17", "--fmad=false")
+                )
+            return self._modules[source].get_function(kernel)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """See `Device`."""
+        try:
+            yield
+        except self.xp.cuda.memory.OutOfMemoryError as error:
+            self.xp.get_default_memory_pool().free_all_blocks()
+            raise DeviceMemoryError(
+                "device memory",
+                f"{error} on {self.name}",
+                "a block that fits",
+                "Use smaller blocks, or fewer tasks at once on this device.",
+            ) from error
+
+    def free_memory_bytes(self) -> int:
+        """See `Device`."""
+        pool = self.xp.get_default_memory_pool()
+        free = self.xp.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
+        limit = pool.get_limit()
+        return int(min(free, limit - pool.used_bytes()) if limit else free)
+
+
+def _cupy() -> Any:
+    """CuPy, if it is there and sees a GPU."""
+    needed = "an NVIDIA GPU with its driver, and CuPy"
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendUnavailable(
+            "backend", f'"gpu", but CuPy cannot be imported ({error})', needed,
+            "Install it with pip install 'topo_dask[gpu]', or choose backend=\"cpu\".",
+        ) from error  # fmt: skip
+    if not cupy.cuda.is_available():
+        raise BackendUnavailable(
+            "backend", '"gpu", but CuPy sees no GPU', needed,
+            "Check nvidia-smi and CUDA_VISIBLE_DEVICES, or choose backend=\"cpu\".",
+        )  # fmt: skip
+    return cupy
+
+
+def find_device() -> Device:
+    """The device to run on; the same one each time.
+
+    Raises
+    ------
+    BackendUnavailable
+        No GPU, or no CuPy.
+
+    Examples
+    --------
+    >>> import os
+    >>> os.environ[CHOICE] = "host"
+    >>> find_device().name
+    'host (CUDA sources run on the CPU)'
+    >>> del os.environ[CHOICE]
+    """
+    choice = os.environ.get(CHOICE, "")
+    if choice not in ("", "host"):
+        raise InvalidArgument(CHOICE, repr(choice), '"host", or unset', "Unset it to use a GPU.")
+    return _host() if choice else _cuda()
+
+
+@functools.cache
+def _host() -> Device:
+    return HostDevice()
+
+
+@functools.cache
+def _cuda() -> Device:
+    return CudaDevice()
