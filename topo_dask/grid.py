@@ -5,8 +5,8 @@ Axes are ``z, y, x``. A region is half open: ``start <= voxel < stop``.
 
 from __future__ import annotations
 
-import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -126,14 +126,35 @@ class BlockGrid:
         """Shape of the largest block."""
         return tuple(max(c) for c in self.chunks)
 
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Number of voxels of every block."""
+        sizes = np.ones(1, dtype=np.int64)
+        for axis in self.edges:
+            sizes = np.multiply.outer(sizes, np.diff(axis)).ravel()
+        return sizes.tolist()
+
+    @cached_property
+    def _bounds(self) -> tuple[list[int], ...]:
+        return tuple(e.tolist() for e in self.edges)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What is cached does not travel in every task."""
+        return BlockGrid, (self.shape, self.blocks)
+
     def __len__(self) -> int:
         return math.prod(self.counts)
 
     def region(self, number: int) -> Region:
         """The block with this number (C order)."""
-        index = np.unravel_index(number, self.counts)
-        pairs = [e[i : i + 2].tolist() for e, i in zip(self.edges, index, strict=True)]
-        return Region(tuple(a for a, _ in pairs), tuple(b for _, b in pairs))
+        start, stop, left = list[int](), list[int](), number
+        for bounds in reversed(self._bounds):
+            left, i = divmod(left, len(bounds) - 1)
+            start.append(bounds[i])
+            stop.append(bounds[i + 1])
+        if left:
+            raise IndexError(f"{self!r} has no block {number}")
+        return Region(tuple(reversed(start)), tuple(reversed(stop)))
 
     def __iter__(self) -> Iterator[Region]:
         return (self.region(i) for i in range(len(self)))
@@ -150,16 +171,11 @@ class BlockGrid:
         """Numbers of the blocks that share voxels with ``region``, ascending."""
         if region.size == 0:
             return []
-        ranges = [
-            range(
-                int(np.searchsorted(e, max(0, a), side="right")) - 1,
-                int(np.searchsorted(e, min(b, e[-1]), side="left")),
-            )
-            for a, b, e in zip(region.start, region.stop, self.edges, strict=True)
-        ]
-        return [
-            int(np.ravel_multi_index(index, self.counts)) for index in itertools.product(*ranges)
-        ]
+        numbers = [0]
+        for a, b, e in zip(region.start, region.stop, self._bounds, strict=True):
+            along = range(bisect_right(e, max(0, a)) - 1, bisect_left(e, min(b, e[-1])))
+            numbers = [n * (len(e) - 1) + i for n in numbers for i in along]
+        return numbers
 
     def __repr__(self) -> str:
         def cross(lengths: Sequence[int]) -> str:

@@ -112,7 +112,7 @@ class Chain:
         self, name: str, mark: str, function: Callable[[Any], Any], items: Sequence[Any]
     ) -> list[Any]:
         """Results of all items of a stage; those that the ledger knows are not done again."""
-        voxels = [self.grid.region(item.block).size for item in items if hasattr(item, "block")]
+        voxels = [self.grid.sizes[item.block] for item in items if hasattr(item, "block")]
         counted = voxels if len(voxels) == len(items) else None
         return self.run.ledger.run(self.run.engine, name, mark, function, items, voxels=counted)
 

@@ -164,7 +164,7 @@ def _contingency(
     items = _Blocks(truth, labels, grid)
     if isinstance(truth, np.ndarray) and isinstance(labels, np.ndarray):
         return sum_contingency(map(_of_block, items))
-    voxels = [region.size for region in grid]
+    voxels = grid.sizes
     with open_engine(cluster, display=display) as engine:
         tables = engine.run("compare", _of_block, items, voxels=voxels)
         return sum_contingency(table for _, table in tables)

@@ -42,7 +42,7 @@ class DryRun(Engine):
             raise InvalidArgument("job", "one without a plan", "flows, segment and the like")
         raise Ended(work)
 
-    def _completed(self, function: Any, items: Iterator[tuple[int, Any]]) -> Iterator[Any]:
+    def _completed(self, function: Any, items: Any) -> Iterator[Any]:
         raise AssertionError("unreachable: a dry run has ended before any task")
 
 

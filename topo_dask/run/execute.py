@@ -10,8 +10,10 @@ from __future__ import annotations
 import concurrent.futures as cf
 import errno
 import heapq
+import itertools
 import multiprocessing
 import os
+import pickle
 import threading
 import time
 import uuid
@@ -137,7 +139,7 @@ class Engine(ABC):
 
     @abstractmethod
     def _completed(
-        self, function: Callable[[Any], Any], items: Iterator[tuple[int, Any]]
+        self, function: Callable[[Any], Any], items: _Ready
     ) -> Iterator[tuple[int, Any, BaseException | None]]:
         """Run ``function(item)`` for each item; give (number, result, error) as they finish."""
 
@@ -236,7 +238,7 @@ class SyncEngine(Engine):
         super().__init__("sync", 1, display)
 
     def _completed(
-        self, function: Callable[[Any], Any], items: Iterator[tuple[int, Any]]
+        self, function: Callable[[Any], Any], items: _Ready
     ) -> Iterator[tuple[int, Any, BaseException | None]]:
         for number, item in items:
             try:
@@ -255,7 +257,7 @@ class PoolEngine(Engine):
         self.pool = pool
 
     def _completed(
-        self, function: Callable[[Any], Any], items: Iterator[tuple[int, Any]]
+        self, function: Callable[[Any], Any], items: _Ready
     ) -> Iterator[tuple[int, Any, BaseException | None]]:
         running: dict[cf.Future[Any], int] = {}
         try:
@@ -277,6 +279,51 @@ class PoolEngine(Engine):
             cf.wait(running)
 
 
+Outcome = tuple[Any, BaseException | None]
+"""Result and error of an item."""
+
+BUNDLE = 64
+"""So many short tasks go to a dask worker together, at most."""
+
+BUNDLE_S = 0.1
+"""A worker that has worked so long on a bundle begins none of its other tasks."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A function of one item, made one of several, for tasks that take less than to submit one."""
+
+    function: Callable[[Any], Any]
+
+    def __call__(self, items: Sequence[Any]) -> tuple[list[Outcome], float]:
+        """What becomes of the first items, as many as are begun in `BUNDLE_S`; seconds."""
+        began = time.perf_counter()
+        found: list[Outcome] = []
+        for item in items:
+            if found and time.perf_counter() - began > BUNDLE_S:
+                break
+            try:
+                found.append((self.function(item), None))
+            except Exception as error:
+                found.append((None, portable(error)))
+        return found, time.perf_counter() - began
+
+
+def portable(error: Exception) -> Exception:
+    """An error as it can travel: itself, or one that says the same.
+
+    Examples
+    --------
+    >>> portable(ValueError("3")), portable(ValueError(lambda: 3)).args[0][:10]
+    (ValueError('3'), 'ValueError')
+    """
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # what it holds may raise anything
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
+
+
 class DaskEngine(Engine):
     """Runs tasks on a dask cluster through its client."""
 
@@ -290,7 +337,7 @@ class DaskEngine(Engine):
         super().__init__(named, slots, display)
         self.client, self.cluster = client, cluster
         self.resources = {"GPU": 1} if system == "gpu" else None
-        self._futures: dict[Any, int] = {}
+        self._futures: dict[Any, list[tuple[int, Any]]] = {}
         self._counted = (0.0, "")
         if cluster is not None and cluster.jobs is not None:
             cluster.jobs.on_trouble.append(self._stop)
@@ -315,22 +362,24 @@ class DaskEngine(Engine):
         return None if self.cluster is None else self.cluster.trouble
 
     def _completed(
-        self, function: Callable[[Any], Any], items: Iterator[tuple[int, Any]]
+        self, function: Callable[[Any], Any], items: _Ready
     ) -> Iterator[tuple[int, Any, BaseException | None]]:
-        numbers = self._futures = {}
+        flying: dict[Any, list[tuple[int, Any]]] = {}
+        self._futures, size = flying, 1
         running = as_completed(loop=self.client.loop, with_results=False, raise_errors=False)
         stage = getattr(function, "stage", "task")  # the dashboard shows it
 
         def fill_window() -> None:
-            while len(numbers) < WINDOW * self.slots and self._trouble is None:
-                number, item = next(items, (-1, None))
-                if number < 0:
+            while len(flying) < WINDOW * self.slots and self._trouble is None:
+                bundle = list(itertools.islice(items, size))
+                if not bundle:
                     return
                 key = f"{stage}-{uuid.uuid4().hex}"
+                some = [item for _, item in bundle]
                 future = self.client.submit(
-                    function, item, pure=False, key=key, resources=self.resources
+                    Bundle(function), some, pure=False, key=key, resources=self.resources
                 )
-                numbers[future] = number
+                flying[future] = bundle
                 running.add(future)
 
         if self._trouble is not None:
@@ -340,17 +389,28 @@ class DaskEngine(Engine):
         try:
             for future in running:
                 waiting = [future]
-                number = numbers.pop(future)
-                error = future.exception() if future.status == "error" else None
-                if future.status == "cancelled":
-                    lost = RuntimeError("the task was cancelled, or its scheduler was lost")
-                    error = self._trouble or lost
-                yield number, None if error else future.result(), error
+                bundle = flying.pop(future)
+                outcomes, seconds = self._outcomes(future, len(bundle))
+                for number, _ in bundle[len(outcomes) :]:
+                    items.again(number)
+                for (number, _), (result, error) in zip(bundle, outcomes, strict=False):
+                    yield number, result, error
+                fast = seconds < BUNDLE_S / 2 and len(outcomes) == len(bundle)
+                size = min(BUNDLE, 2 * len(bundle)) if fast else len(outcomes)
                 fill_window()
         finally:
             running.clear()
             if self.client.status == "running":
-                self.client.cancel([*waiting, *numbers])
+                self.client.cancel([*waiting, *flying])
+
+    def _outcomes(self, future: Any, count: int) -> tuple[list[Outcome], float]:
+        """What a bundle of so many items gave."""
+        if future.status == "finished":
+            found: tuple[list[Outcome], float] = future.result()
+            return found
+        lost = RuntimeError("the task was cancelled, or its scheduler was lost")
+        error = future.exception() if future.status == "error" else self._trouble or lost
+        return [(None, error)] * count, BUNDLE_S
 
 
 def _end_with_parent() -> None:

@@ -376,7 +376,7 @@ def run_stages(
 
     def tasks(which: list[FlowJob]) -> dict[str, Any]:
         """Those of every block."""
-        voxels = [region.size for region in grid] * len(which)
+        voxels = grid.sizes * len(which)
         return {"items": [Task(j, n) for j in which for n in range(len(grid))], "voxels": voxels}
 
     cut = [job for job in jobs if job.may_be_cut]

@@ -107,7 +107,7 @@ def measure_all(run: Run, jobs: list[FlowJob], mark: str) -> list[int]:
     """Stages table and facts of one volume or of all classes; gives the numbers of instances."""
     grid = jobs[0].grid
     tasks = [Task(job, n) for job in jobs for n in range(len(grid))]
-    voxels = [region.size for region in grid] * len(jobs)
+    voxels = grid.sizes * len(jobs)
     run.ledger.run(run.engine, "table", mark, measure_block, tasks, voxels=voxels)
     counts: list[int] = []
     left, level = len(grid), 0

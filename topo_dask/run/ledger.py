@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from topo_dask.run.execute import Engine, Order
+from topo_dask.run.items import Each
 
 
 def fingerprint(*parts: Any) -> str:
@@ -77,37 +78,72 @@ class Ledger:
         recorded
             Called with the position and the result of each item when both stand in the file.
         """
+        results: list[Any] = [None] * len(items)
+        options: dict[str, Any] = {"voxels": voxels, "order": order, "recorded": recorded}
+        found = self.stream(engine, stage, mark, function, items, **options)
+        with contextlib.closing(found):
+            for number, result in found:
+                results[number] = result
+        return results
+
+    def stream(
+        self,
+        engine: Engine,
+        stage: str,
+        mark: str,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        voxels: Sequence[int] | None = None,
+        order: Order | None = None,
+        recorded: Callable[[int, Any], None] | None = None,
+    ) -> Generator[tuple[int, Any]]:
+        """As `run`, but gives (position, result) one after the other and keeps none of them.
+
+        First come those that stand in the file, then others as they finish. To be closed.
+        """
         path = self.folder / f"{stage}.jsonl"
-        done = self._done(path, mark)
-        missing = [n for n in range(len(items)) if n not in done]
+        done = bytearray(len(items))
+        for number, result in _known(path, mark):
+            if number < len(items) and not done[number]:
+                done[number] = 1
+                yield number, result
+        missing = [n for n, is_done in enumerate(done) if not is_done]
         if not missing:
-            return [done[n] for n in range(len(items))]
+            return
         some = None if voxels is None else [voxels[n] for n in missing]
+        left = None if order is None else order.only(missing)
+        todo = Each(missing, items.__getitem__)
         with path.open("a") as lines:
-            left = None if order is None else order.only(missing)
-            todo = [items[n] for n in missing]
             results = engine.run(self.title + stage, function, todo, voxels=some, order=left)
             with contextlib.closing(results):  # type: ignore[type-var]
                 for position, result in results:
-                    done[missing[position]] = result
-                    lines.write(json.dumps([missing[position], result]) + "\n")
+                    number = missing[position]
+                    lines.write(json.dumps([number, result]) + "\n")
                     lines.flush()
                     if recorded is not None:
-                        recorded(missing[position], result)
-        return [done[n] for n in range(len(items))]
+                        recorded(number, result)
+                    yield number, result
 
-    def _done(self, path: Path, mark: str) -> dict[int, Any]:
-        """Results that stand in a stage's file, which is begun anew if it is of another mark."""
-        done: dict[int, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            first, *lines = path.read_text().split("\n")
-            if json.loads(first) == mark:
-                for line in lines[:-1]:  # what follows the last line end was cut off
-                    number, result = json.loads(line)
-                    done[number] = result
-                if lines[-1]:
-                    text = "".join(f"{line}\n" for line in [first, *lines[:-1]])
-                    path.write_text(text)
-                return done
+
+def _known(path: Path, mark: str) -> Iterator[tuple[int, Any]]:
+    """Results that stand in a stage's file, which is begun anew if it is of another mark.
+
+    It is cut off where a line is not whole.
+    """
+    end = 0
+    with contextlib.suppress(OSError, ValueError, TypeError), path.open("rb") as lines:
+        first = lines.readline()
+        if first.endswith(b"\n") and json.loads(first) == mark:
+            end = len(first)
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                number, result = json.loads(line)
+                yield number, result
+                end += len(line)
+    if end == 0:
         path.write_text(json.dumps(mark) + "\n")
-        return {}
+    elif path.stat().st_size > end:
+        with path.open("r+b") as file:
+            file.truncate(end)

@@ -144,7 +144,7 @@ def run_rounds(run: Run, job: FlowJob, length: int, mark: str) -> FlowJob:
     span, number = cpu.Span(0, min(length, job.settings.n_iter)), 1
     while blocks.size:
         tasks = [RoundTask(job, n, span) for n in blocks.tolist()]
-        voxels = [job.grid.region(n).size for n in blocks.tolist()]
+        voxels = [job.grid.sizes[n] for n in blocks.tolist()]
         stage = f"{prefix}-{number}"
         results = run.ledger.run(run.engine, stage, mark, advance_block, tasks, voxels=voxels)
         most[blocks] = [n for _, n in results]

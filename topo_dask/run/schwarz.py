@@ -353,7 +353,7 @@ def run_schwarz(run: Run, job: FlowJob, width: int, mark: str) -> tuple[FlowJob,
             SchwarzTask(job, n, number, width, tolerance, least, factor, int(earlier[n]))
             for n in blocks.tolist()
         ]
-        voxels = [job.grid.region(n).size for n in blocks.tolist()]
+        voxels = [job.grid.sizes[n] for n in blocks.tolist()]
         stage = f"{prefix}-{number}"
         results = run.ledger.run(run.engine, stage, mark, solve_block, tasks, voxels=voxels)
         last = state.made.copy()

@@ -235,7 +235,7 @@ def continue_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
 def _track(run: Run, job: SegmentJob, mark: str) -> tuple[list[int], dict[int, list[Mail]], int]:
     """All rounds: particles of each block, what came home to each, number of rounds."""
     blocks = len(job.grid)
-    voxels = [region.size for region in job.grid]
+    voxels = job.grid.sizes
     tasks = [Task(job, n) for n in range(blocks)]
     results = run.ledger.run(run.engine, "track", mark, start_block, tasks, voxels=voxels)
     counts = [count for count, _ in results]
@@ -359,7 +359,7 @@ def _merge(
 ) -> tuple[int, int]:
     """All stages between tracking and labels; gives the number of instances, their voxels."""
     blocks = range(len(job.grid))
-    voxels = [region.size for region in job.grid]
+    voxels = job.grid.sizes
     _, cell_mark, number_mark = marks
     tasks = [Task(job, n, mail=tuple(came_home.get(n, ()))) for n in blocks]
     sent = run.ledger.run(run.engine, "cells", cell_mark, cells_of_block, tasks, voxels=voxels)
@@ -603,7 +603,7 @@ def prepare(
     instances, voxels = _merge(run, job, came_home, marks)
     out, identity = _parts_array(run, job, zarr_format, evidence is not None)
     tasks = [Task(replace(job, out=out), n) for n in range(len(job.grid))]
-    sizes = [region.size for region in job.grid]
+    sizes = job.grid.sizes
     mark = fingerprint(marks[1], identity)  # parts are parts, however large and in which group
     run.ledger.run(run.engine, "labels", mark, label_block, tasks, voxels=sizes)
     names = run.work / "parts" / "names.npy"
