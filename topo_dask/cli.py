@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from topo_dask.config import INTERPOLATIONS, METHODS, POTENTIALS
+from topo_dask.config import BACKENDS, INTERPOLATIONS, METHODS, POTENTIALS
 from topo_dask.demo import run_demo
 from topo_dask.errors import InvalidArgument, TopoError
 from topo_dask.graph.blend import BEYOND, IDS, TILE_BLENDS
@@ -225,8 +225,15 @@ def _plannable(command: Command) -> Command:
     return result
 
 
-def run_options(command: Command, *, arrays: bool = True) -> Command:
-    """Add the options that every run on disk has; ``arrays`` is whether it makes zarr arrays."""
+def run_options(command: Command, *, arrays: bool = True, computes: bool = True) -> Command:
+    """Add the options that every run on disk has.
+
+    ``arrays`` is whether it makes zarr arrays, ``computes`` whether a GPU would be of use.
+    """
+    what = "What computes; auto: a GPU where a worker has one."
+    backend = click.option(
+        "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help=what
+    )
     layout = click.option("--zarr-format", type=click.IntRange(2, 3), default=3, show_default=True)
     command = cluster_options(_plannable(command))
     for option in reversed(
@@ -240,6 +247,7 @@ def run_options(command: Command, *, arrays: bool = True) -> Command:
             click.option(
                 "--ignore-memory", is_flag=True, help="Begin also where memory may not suffice."
             ),
+            *([backend] if computes else []),
             click.option("--dry-run", is_flag=True, help="Show the plan; run nothing."),
         )
     ):
@@ -299,7 +307,7 @@ def flows(**options: Any) -> None:
 @main.command()
 @click.argument("labels", type=click.Path())
 @click.argument("output", type=click.Path())
-@partial(run_options, arrays=False)
+@partial(run_options, arrays=False, computes=False)
 def instances(**options: Any) -> None:
     """Measure the instances of LABELS (zarr [Z,Y,X]) into the table OUTPUT (.npz)."""
     output = options.pop("output")
@@ -396,7 +404,7 @@ def segment_classes(probabilities: str, flows: str, output: str, **options: Any)
 @click.option("--group", type=int, help="1: convex, 2: elongated, 3: thin.")
 @click.option("--veto", type=PAIR, multiple=True, help="Parts that do not join. Repeat it.")
 @click.option("--force", type=PAIR, multiple=True, help="Parts that are one. Repeat it.")
-@run_options
+@partial(run_options, computes=False)
 def relabel(**options: Any) -> None:
     """Make other labels at OUTPUT of the evidence that RESULT of `topo-dask segment` kept."""
     click.echo(repr(run_relabel(options.pop("source"), options.pop("output"), **options)))
@@ -417,7 +425,7 @@ def relabel(**options: Any) -> None:
 @click.option("--background", type=float, default=0, show_default=True, help="Where no tile is.")
 @click.option("--dtype", help="Of the output. [default: that of the tiles]")
 @click.option("--check/--no-check", default=True, help="Read every zarr tile once before.")
-@run_options
+@partial(run_options, computes=False)
 def fuse(**options: Any) -> None:
     """Fuse the tiles of TABLE (CSV, JSON, OME-TIFF, OME-XML) into one zarr array at OUTPUT."""
     table = read_tile_table(options.pop("table"))
@@ -444,7 +452,7 @@ def fuse(**options: Any) -> None:
 @click.option("--box", "boxes", type=POINTS, multiple=True, help="Area of interest: first;end.")
 @click.option("--polygon", type=POINTS, help="Area of interest: corners y,x;y,x;y,x.")
 @click.option("--skip-empty", is_flag=True, help="Leave out tiles of which no chunk is on disk.")
-@run_options
+@partial(run_options, computes=False)
 def map_tiles(
     model: str, image: str, output: str, skip_empty: bool, boxes: Any, **options: Any
 ) -> None:

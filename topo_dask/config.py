@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from topo_dask.errors import InvalidArgument, InvalidType
@@ -13,6 +13,7 @@ METHODS = ("diffusion", "direct")
 POTENTIALS = ("coordinate", "heat", "poisson")
 INTERPOLATIONS = ("nearest", "linear")
 GROUPS = (1, 2, 3)
+BACKENDS = ("auto", "cpu", "gpu")
 
 
 def choice(argument: str, value: Any, known: Sequence[Any]) -> None:
@@ -99,6 +100,9 @@ class FlowSettings:
         automatic context.
     spacing
         Distance of voxels along z, y, x, in any unit: flows are unit vectors in it.
+    backend
+        What computes, see `topo_dask.kernels.backends`. It says nothing of the result, so it
+        counts neither where settings are compared nor in fingerprints.
 
     Examples
     --------
@@ -115,8 +119,10 @@ class FlowSettings:
     tolerance: float = 1e-4
     rounds: int | Literal["auto"] | None = None
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    backend: str = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
+        choice("backend", self.backend, BACKENDS)
         choice("method", self.method, METHODS)
         choice("potential", self.potential, POTENTIALS)
         text = "a whole number >= 0"
@@ -162,6 +168,8 @@ class SegmentSettings:
     interpolation
         What the flow is between voxels: that of the voxel below ("nearest"), or trilinear
         ("linear").
+    backend
+        What computes; see `FlowSettings`.
 
     Examples
     --------
@@ -175,8 +183,10 @@ class SegmentSettings:
     min_size: int = 50
     group: int = 1
     interpolation: str = "nearest"
+    backend: str = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
+        choice("backend", self.backend, BACKENDS)
         text = "a whole number from 0 to 2147483647"
         number("n_steps", self.n_steps, lambda v: 0 <= v < 2**31, text, whole=True, default=100)
         text = "a number > 0 that float32 can hold"

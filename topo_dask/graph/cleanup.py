@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from dask.delayed import delayed
 
-from topo_dask.config import number
+from topo_dask.config import BACKENDS, choice, number
 from topo_dask.errors import InvalidData
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_flow, check_labels, check_same_shape
@@ -22,6 +22,7 @@ from topo_dask.graph.instances import instance_table
 from topo_dask.graph.track import flow_ready
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
+from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.cpu.direct import ERROR_UNIT
 from topo_dask.kernels.tables import ErrorTable, InstanceTable, merge_errors
 
@@ -75,10 +76,13 @@ def errors_of_block(
     table: InstanceTable,
     core: Region,
     argument: str = "pred_flow",
+    backend: str = "auto",
 ) -> ErrorTable:
     """Squared differences to the direct flow in a block; raises InvalidData for NaN, infinity."""
-    ready = flow_ready(flow, read=core, block=core, argument=argument)
-    return cpu.flow_errors(labels, ready, ids=table.ids, centres=table.centres, origin=core.start)
+    ready = flow_ready(flow, read=core, block=core, argument=argument, backend=backend)
+    return kernels_for(backend).flow_errors(
+        labels, ready, ids=table.ids, centres=table.centres, origin=core.start
+    )
 
 
 def memory_of_errors(core: int, itemsize: int) -> int:
@@ -161,7 +165,9 @@ def filter_small(instances: Any, min_size: int) -> Any:
     return _renamed_by(instances, instance_table(instances), _large_enough, min_size)
 
 
-def remove_bad_flow_masks(instances: Any, pred_flow: Any, threshold: float = 0.4) -> Any:
+def remove_bad_flow_masks(
+    instances: Any, pred_flow: Any, threshold: float = 0.4, *, backend: str = "auto"
+) -> Any:
     """Drop instances whose flow does not point to their middle, and number the others 1..K.
 
     The error of an instance is the mean, over its voxels and the three components, of the squared
@@ -177,6 +183,8 @@ def remove_bad_flow_masks(instances: Any, pred_flow: Any, threshold: float = 0.4
     threshold
         Instances with a larger error are dropped: 0 is a perfect flow, 2/3 one that is unrelated,
         4/3 the opposite one.
+    backend
+        See `topo_dask.track_flows`.
 
     Returns
     -------
@@ -203,16 +211,20 @@ def remove_bad_flow_masks(instances: Any, pred_flow: Any, threshold: float = 0.4
     check_flow(pred_flow, argument="pred_flow")
     check_same_shape(pred_flow.shape[1:], instances.shape, argument="pred_flow", of="instances")
     number("threshold", threshold, lambda v: v >= 0, "a number >= 0", default=0.4)
+    choice("backend", backend, BACKENDS)
     if not (isinstance(instances, da.Array) or isinstance(pred_flow, da.Array)):
         labels = np.asarray(instances)
         table = instance_table(labels)
         whole = Region((0, 0, 0), labels.shape)
-        errors = errors_of_block(labels, np.asarray(pred_flow), table, whole)
+        flow = np.asarray(pred_flow)
+        errors = errors_of_block(labels, flow, table, whole, backend=backend)
         return _renamed_by(labels, table, _fit, [errors], threshold)
     labels = da.asarray(instances)
     table = instance_table(labels)
     grid: BlockGrid = grid_of(labels, argument="instances")
     source, field = Source.of(labels), Source.of(da.asarray(pred_flow))
     task = delayed(errors_of_block)
-    parts = [task(source.read(core), field.read(core), table, core) for core in grid]
+    parts = [
+        task(source.read(core), field.read(core), table, core, backend=backend) for core in grid
+    ]
     return _renamed_by(labels, table, _fit, parts, threshold)

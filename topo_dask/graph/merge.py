@@ -29,6 +29,7 @@ from topo_dask.graph.track import check_inputs, lazy_endpoints, track_flows
 from topo_dask.graph.union import unite
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels import cpu
+from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.cpu import cells as cell_kernels
 from topo_dask.kernels.tables import CellTable, merge_cells
 
@@ -269,9 +270,10 @@ def _paint_chunk(
 
 
 def _cells_of(
-    ends: npt.NDArray[np.float64], shape: tuple[int, ...], radius: float
+    ends: npt.NDArray[np.float64], shape: tuple[int, ...], settings: SegmentSettings
 ) -> tuple[CellTable, Int64]:
-    return cpu.cell_table(ends, shape=shape, radius=radius)
+    cell_table = kernels_for(settings.backend).cell_table
+    return cell_table(ends, shape=shape, radius=settings.convergence_radius)
 
 
 def postprocess_single(
@@ -285,6 +287,7 @@ def postprocess_single(
     *,
     interpolation: str = "nearest",
     scale: float | None = None,
+    backend: str = "auto",
 ) -> Any:
     """Instances of one class: track every foreground voxel, join those that end close together.
 
@@ -304,7 +307,7 @@ def postprocess_single(
         `split_disconnected` follows. 3, thin objects: as 1, then every foreground voxel without
         a label takes that of the nearest labelled voxel, at any distance, of several nearest ones
         the smallest.
-    interpolation, scale
+    interpolation, scale, backend
         See `track_flows`.
 
     Returns
@@ -327,18 +330,19 @@ def postprocess_single(
     array([[[1, 1, 1, 1, 2, 2, 2, 2]]], dtype=int32)
     """
     settings = SegmentSettings(
-        n_steps, step_size, convergence_radius, min_size, group, interpolation
+        n_steps, step_size, convergence_radius, min_size, group, interpolation, backend
     )
     flow = check_inputs(sem_mask, flow, scale)
     if not (isinstance(sem_mask, da.Array) or isinstance(flow, da.Array)):
-        coords, ends = track_flows(sem_mask, flow, n_steps, step_size, interpolation=interpolation)
-        shape = np.shape(sem_mask)
-        clusters = cluster_convergence(coords, ends, shape, convergence_radius, min_size)
+        coords, ends = track_flows(
+            sem_mask, flow, n_steps, step_size, interpolation=interpolation, backend=backend
+        )
+        clusters = _cluster(coords, ends, np.shape(sem_mask), settings)
         return _in_group(clusters, np.asarray(sem_mask), np.asarray(flow), settings)
     mask, field = da.asarray(sem_mask), da.asarray(flow)
     grid = grid_of(mask, argument="sem_mask")
     cells = [
-        delayed(_cells_of)(ends, grid.shape, convergence_radius)
+        delayed(_cells_of)(ends, grid.shape, settings)
         for ends in lazy_endpoints(mask, field, settings)
     ]
     resolved = delayed(resolve)(cells, grid, settings)
@@ -377,7 +381,7 @@ def _cluster(
         came = f"{(~np.isfinite(ends)).any(axis=1).sum()} positions that are NaN or infinite"
         do = "Track them again along a flow of finite numbers."
         raise InvalidData("final_positions", came, "finite numbers", do)
-    table, index = cpu.cell_table(
+    table, index = kernels_for(settings.backend).cell_table(
         np.ascontiguousarray(ends, dtype=np.float64),
         shape=shape,
         radius=settings.convergence_radius,
@@ -394,6 +398,8 @@ def cluster_convergence(
     volume_shape: tuple[int, ...],
     convergence_radius: float,
     min_size: int,
+    *,
+    backend: str = "auto",
 ) -> Any:
     """Label voxels by where their particles ended.
 
@@ -413,6 +419,8 @@ def cluster_convergence(
         r, in voxels.
     min_size
         Instances with fewer voxels become 0.
+    backend
+        See `track_flows`.
 
     Returns
     -------
@@ -430,7 +438,9 @@ def cluster_convergence(
     >>> cluster_convergence(coords, coords.astype(float), (1, 1, 4), 4.0, 1)
     array([[[1, 0, 0, 1]]], dtype=int32)
     """
-    settings = SegmentSettings(convergence_radius=convergence_radius, min_size=min_size)
+    settings = SegmentSettings(
+        convergence_radius=convergence_radius, min_size=min_size, backend=backend
+    )
     shape = as_lengths(volume_shape, argument="volume_shape", axes=3, least=1)
     for argument, table, kinds, names in (
         ("fg_coords", fg_coords, "iu", "integers"),

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from topo_dask.classes import ClassInstances, classes_of, names_of_classes, postprocess_config
-from topo_dask.config import RefineSettings
+from topo_dask.config import BACKENDS, RefineSettings, choice
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import (
@@ -79,6 +79,7 @@ def run_instance_segmentation(
     flow_error_threshold: float = 0.0,
     *,
     resolution_nm: float | None = None,
+    backend: str = "auto",
 ) -> dict[str, Any]:
     """Instances of every class, from what a network predicts.
 
@@ -99,6 +100,8 @@ def run_instance_segmentation(
         `remove_bad_flow_masks`.
     resolution_nm
         Edge of a voxel in nm: classes that ``class_config`` lacks take the defaults for it.
+    backend
+        See `track_flows`.
 
     Returns
     -------
@@ -124,6 +127,7 @@ def run_instance_segmentation(
     check_probabilities(semantic_pred, argument="semantic_pred")
     check_class_flows(flow_pred, semantic_pred, argument="flow_pred", of="semantic_pred")
     RefineSettings(flow_error_threshold)
+    choice("backend", backend, BACKENDS)
     count = int(semantic_pred.shape[0])
     methods = instance_methods(class_names, count, class_config, resolution_nm)
     lazy = isinstance(semantic_pred, da.Array) or isinstance(flow_pred, da.Array)
@@ -139,8 +143,8 @@ def run_instance_segmentation(
     found = {}
     for row, (name, how) in enumerate(methods.items()):
         flow = flows[3 * row : 3 * row + 3]
-        labels = postprocess_single(masks[name], flow, **asdict(how))
+        labels = postprocess_single(masks[name], flow, **asdict(how), backend=backend)
         if flow_error_threshold > 0:
-            labels = remove_bad_flow_masks(labels, flow, flow_error_threshold)
+            labels = remove_bad_flow_masks(labels, flow, flow_error_threshold, backend=backend)
         found[name] = labels
     return found

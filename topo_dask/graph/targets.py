@@ -176,6 +176,7 @@ def compute_flow_targets(
     context: Any = "auto",
     tolerance: float = 1e-4,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    backend: str = "auto",
 ) -> tuple[Any, Any]:
     """Flows and foreground of every class, to train a network on.
 
@@ -198,7 +199,7 @@ def compute_flow_targets(
         See `generate_diffusion_flows`.
     spatial_mask
         ``[Z,Y,X]``, 1 where annotated, for all classes.
-    origin, context, tolerance, spacing
+    origin, context, tolerance, spacing, backend
         See `generate_diffusion_flows`.
 
     Returns
@@ -233,6 +234,7 @@ def compute_flow_targets(
         context=context,
         tolerance=tolerance,
         spacing=spacing,
+        backend=backend,
     )
     methods = class_methods(class_names, count, class_config, resolution_nm, others)
     if spatial_mask is not None:
@@ -264,7 +266,9 @@ def compute_flow_targets(
 def _class_flows(labels: Any, method: ClassMethod, mask: Any, origin: tuple[int, ...]) -> Any:
     settings = method.settings
     if settings.method == "direct":
-        return generate_direct_flows(labels, mask, spacing=settings.spacing)
+        return generate_direct_flows(
+            labels, mask, spacing=settings.spacing, backend=settings.backend
+        )
     return generate_diffusion_flows(
         labels,
         settings.n_iter,
@@ -276,4 +280,5 @@ def _class_flows(labels: Any, method: ClassMethod, mask: Any, origin: tuple[int,
         context=settings.context,
         tolerance=settings.tolerance,
         spacing=settings.spacing,
+        backend=settings.backend,
     )

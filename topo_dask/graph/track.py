@@ -25,6 +25,7 @@ from topo_dask.graph.check import check_finite, check_mask, check_same_shape
 from topo_dask.graph.scale import check_scaled_flow, scaled
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
+from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.parallel import available_cores
 
 LAZY_ROUNDS = 4
@@ -110,7 +111,7 @@ def first_particles(
     home, shape, settings = task
     ends = cpu.foreground_voxels(mask, origin=core.start)
     steps = np.full(len(ends), settings.n_steps, dtype=np.int32)
-    cpu.track(
+    kernels_for(settings.backend).track(
         flow,
         ends,
         steps,
@@ -134,7 +135,7 @@ def advance(
 ) -> Particles:
     """The same particles where they stop or leave a flow (interleaved, see `kernels`)."""
     positions, steps = particles.positions.copy(), particles.steps.copy()
-    cpu.track(
+    kernels_for(settings.backend).track(
         flow,
         positions,
         steps,
@@ -169,10 +170,11 @@ def flow_ready(
     read: Region,
     block: Region,
     argument: str = "flow",
+    backend: str = "auto",
     threads: int = 1,
 ) -> npt.NDArray[np.float32]:
     """The flow read for a block as the kernel wants it; raises InvalidData for NaN or infinity."""
-    ready = cpu.interleave(flow, threads=threads)
+    ready = kernels_for(backend).interleave(flow, threads=threads)
     check_finite(ready, origin=read.start, block=block, argument=argument)
     return ready
 
@@ -256,7 +258,7 @@ def _begin(
     task: tuple[int, tuple[int, ...], SegmentSettings],
 ) -> tuple[npt.NDArray[np.float64], Particles]:
     """First round of a chunk."""
-    ready = flow_ready(flow, read=read, block=core)
+    ready = flow_ready(flow, read=read, block=core, backend=task[2].backend)
     return first_particles(ready, mask, core=core, read=read, task=task)
 
 
@@ -281,7 +283,7 @@ def _go_on(
     if particles is None:
         return no_particles()
     return advance(
-        cpu.interleave(flow),
+        kernels_for(settings.backend).interleave(flow),
         particles,
         origin=read.start,
         shape=shape,
@@ -371,6 +373,7 @@ def track_flows(
     *,
     interpolation: str = "nearest",
     scale: float | None = None,
+    backend: str = "auto",
 ) -> tuple[Any, Any]:
     """Follow the flow from every foreground voxel.
 
@@ -394,6 +397,9 @@ def track_flows(
     scale
         What the numbers of the flow are to be divided by: 5 for a network that predicts 5 times
         the flow, 127 for int8 in which 127 stands for 1. Needed for whole numbers.
+    backend
+        What computes: "cpu", "gpu", or "auto", a GPU where there is one. Positions are the same,
+        to the bit.
 
     Returns
     -------
@@ -406,6 +412,8 @@ def track_flows(
     ------
     InvalidArgument, InvalidType, InvalidData
         The argument is named. For dask arrays a flow longer than 1 may fail while computing.
+    BackendUnavailable
+        There is no GPU, with ``backend="gpu"``; for dask arrays while computing.
 
     Examples
     --------
@@ -414,7 +422,9 @@ def track_flows(
     >>> track_flows(np.array([[[1, 0, 0, 0]]]), flow, 3)
     (array([[0, 0, 0]]), array([[0. , 0. , 1.5]]))
     """
-    settings = SegmentSettings(n_steps=n_steps, step_size=step_size, interpolation=interpolation)
+    settings = SegmentSettings(
+        n_steps=n_steps, step_size=step_size, interpolation=interpolation, backend=backend
+    )
     flow = check_inputs(sem_mask, flow, scale)
     if isinstance(sem_mask, da.Array) or isinstance(flow, da.Array):
         mask, field = da.asarray(sem_mask), da.asarray(flow)
@@ -429,8 +439,8 @@ def track_flows(
     mask = np.asarray(sem_mask)
     whole, threads = Region((0, 0, 0), mask.shape), available_cores()
     positions = cpu.foreground_voxels(mask, threads=threads)
-    cpu.track(
-        flow_ready(np.asarray(flow), read=whole, block=whole, threads=threads),
+    kernels_for(backend).track(
+        flow_ready(np.asarray(flow), read=whole, block=whole, backend=backend, threads=threads),
         positions,
         np.full(len(positions), settings.n_steps, dtype=np.int32),
         origin=(0, 0, 0),

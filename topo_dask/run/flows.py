@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -176,6 +177,7 @@ def flows(
     progress: bool | None = None,
     zarr_format: int = 3,
     ignore_memory: bool = False,
+    backend: str = "auto",
 ) -> RunResult:
     """Make the flows of labels that need not fit in memory.
 
@@ -212,7 +214,7 @@ def flows(
         "float32", or "float16" for half the disk and 5e-4.
     blocks
         Shape of a block.
-    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
         See `RunOptions`.
 
     Returns
@@ -234,6 +236,9 @@ def flows(
     >>> flows(volume, folder + "/flows.zarr", cluster="sync").array.shape
     (3, 4, 5, 6)
     """
+    options = RunOptions(
+        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
+    )
     settings = FlowSettings(
         method,
         potential,
@@ -244,9 +249,7 @@ def flows(
         tolerance,
         rounds=rounds,
         spacing=spacing,
-    )
-    options = RunOptions(
-        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+        backend=options.backend,
     )
     if dtype not in FLOW_TYPES:
         names = ", ".join(map(repr, FLOW_TYPES))
@@ -422,7 +425,8 @@ def _prepared(run: Run, job: FlowJob, mark: str) -> tuple[FlowJob, Choice | Solv
 
 
 def _plain(settings: FlowSettings) -> dict[str, Any]:
-    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+    """What says what the flows are, not what computed them."""
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.compare}
 
 
 def _title(settings: FlowSettings, grid: BlockGrid) -> str:

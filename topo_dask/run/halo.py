@@ -43,12 +43,15 @@ def check_halo(halo: Any) -> None:
 def try_block(task: Try) -> tuple[int, int, list[int]]:
     """Follow some particles of a block; gives all, those followed, those beyond each halo."""
     job, core = task.job, task.job.grid.region(task.block)
-    settings, shape = job.settings, job.grid.shape
+    shape = job.grid.shape
+    # One step at a time: the flow's way to a GPU would take longer than the steps.
+    settings = replace(job.settings, backend="cpu")
     halos = halos_for(settings.n_steps * settings.step_size)
     voxels = np.argwhere(job.read_mask(task.block))
     some = voxels[:: -(-len(voxels) // TRIED) or 1]
     read = region_read(core, halos[-1], shape, settings)
-    flow = flow_ready(job.part_of_flow(read), read=read, block=core, argument="flows")
+    part = job.part_of_flow(read)
+    flow = flow_ready(part, read=read, block=core, argument="flows", backend="cpu")
     nothing = np.zeros(len(some), dtype=np.int64)
     steps = np.ones(len(some), dtype=np.int32)
     there = Particles((some + np.asarray(core.start)).astype(np.float64), steps, nothing, nothing)

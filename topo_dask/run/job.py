@@ -12,6 +12,7 @@ from typing import Any
 
 import zarr
 
+from topo_dask.config import BACKENDS, choice
 from topo_dask.errors import (
     InvalidArgument,
     MemoryTooSmall,
@@ -22,6 +23,7 @@ from topo_dask.errors import (
 )
 from topo_dask.grid import BlockGrid, as_lengths
 from topo_dask.plan.work import Volume, Work, advice, too_much
+from topo_dask.run.devices import check_devices, wanted_on
 from topo_dask.run.dry import DryRun, nowhere
 from topo_dask.run.execute import Cluster, Engine, open_engine
 from topo_dask.run.files import BLOCK, readable_by_workers
@@ -54,6 +56,12 @@ class RunOptions:
         Of the output, 2 or 3.
     ignore_memory
         Begin also where a worker's memory may not suffice.
+    backend
+        What computes: "cpu"; "gpu", which is an error where there is none; or "auto": every
+        worker takes a GPU that it has, else the processor, and the result says which. With
+        ``cluster="gpu"`` "auto" means "gpu". Labels of a flow field are the same on all, flows
+        agree to 1e-4: a run may go on (``resume``) with another backend than it began with. Runs
+        whose stages have no kernels for a GPU take no ``backend``.
     """
 
     blocks: Any = None
@@ -64,8 +72,12 @@ class RunOptions:
     progress: bool | None = None
     zarr_format: int = 3
     ignore_memory: bool = False
+    backend: str = "cpu"
 
     def __post_init__(self) -> None:
+        choice("backend", self.backend, BACKENDS)
+        where = self.cluster.cluster if isinstance(self.cluster, DryRun) else self.cluster
+        object.__setattr__(self, "backend", wanted_on(where, self.backend))
         if self.blocks is not None:
             as_lengths(self.blocks, argument="blocks", axes=3, least=1)
         if self.resume and self.overwrite:
@@ -142,12 +154,15 @@ def open_run(
     ------
     MemoryTooSmall
         A worker's memory limit is below what a stage needs.
+    BackendUnavailable
+        A GPU is asked for and workers have none.
     """
     if isinstance(options.cluster, DryRun):
         options.cluster.end(work)
     display = progress_display(options.progress)
     # The engine first: where there is none, or none large enough, nothing is left behind.
     with open_engine(options.cluster, display=display) as engine:
+        check_devices(engine, options.backend)
         if work is not None and not options.ignore_memory:
             check_memory(work, engine)
         with output.lock():

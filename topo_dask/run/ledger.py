@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, is_dataclass
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from topo_dask.run.items import Each
 def fingerprint(*parts: Any) -> str:
     """A short text that differs when any part does (JSON values and dataclasses).
 
+    Fields of a dataclass that do not count when it is compared do not count here either.
+
     Examples
     --------
     >>> fingerprint("a", 1) == fingerprint("a", 1), fingerprint("a", 1) == fingerprint("a", 2)
@@ -29,7 +31,8 @@ def fingerprint(*parts: Any) -> str:
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
-            return {"is": type(value).__name__, **asdict(value)}
+            counting = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
+            return {"is": type(value).__name__, **counting}
         return str(value)
 
     text = json.dumps(parts, default=plain, sort_keys=True)

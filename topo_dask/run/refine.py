@@ -29,6 +29,7 @@ from topo_dask.graph.instances import facts_of_block
 from topo_dask.graph.pieces import next_blocks
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
+from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.tables import (
     EndTable,
     ErrorTable,
@@ -262,7 +263,7 @@ def errors_in(task: BlockTask, labels: npt.NDArray[Any]) -> ErrorTable:
     assert task.measures is not None
     present = cpu.compact(labels)[1]
     facts = rows_in(task.measures.load("facts"), present)
-    return cpu.flow_errors(
+    return kernels_for(task.job.settings.backend).flow_errors(
         labels, task.flow(), ids=facts.ids, centres=facts.centres, origin=task.core.start
     )
 

@@ -19,6 +19,7 @@ from topo_dask.graph.context import anchors_of, context_region, iterations_of
 from topo_dask.graph.flows import rows_in
 from topo_dask.grid import Region
 from topo_dask.kernels import cpu
+from topo_dask.kernels.backends import kernels_for
 from topo_dask.run.files import load_array, load_instances, save_array
 from topo_dask.run.flow_job import FlowJob
 from topo_dask.run.job import Run
@@ -81,7 +82,7 @@ def advance_block(task: RoundTask) -> tuple[int, int]:
     read = context_region(core, inside.take(going_on), total[going_on], width, job.volume)
     labels = job.read(read)
     rows = rows_in(table, cpu.compact(labels)[1]).moved(job.origin)
-    fields, flow = cpu.diffusion_round(
+    fields, flow = kernels_for(job.settings.backend).diffusion_round(
         labels,
         _read_fields(job, read, span.first) if span.first else None,
         span=span,

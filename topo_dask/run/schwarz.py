@@ -26,6 +26,7 @@ from topo_dask.graph.context import context_region
 from topo_dask.graph.flows import rows_in
 from topo_dask.grid import Region
 from topo_dask.kernels import cpu
+from topo_dask.kernels.backends import kernels_for
 from topo_dask.run.files import load_array, load_instances, save_array
 from topo_dask.run.flow_job import FlowJob
 from topo_dask.run.job import Run
@@ -162,7 +163,8 @@ def _solve(task: SchwarzTask, near: _Surroundings, *, known: bool) -> npt.NDArra
     """The potential of the core and its halo."""
     volume = task.job.volume
     mask = None if near.annotated is None else near.annotated[near.inner]
-    found: npt.NDArray[np.float64] = cpu.poisson_potential(
+    kernels = kernels_for(task.job.settings.backend)
+    found: npt.NDArray[np.float64] = kernels.poisson_potential(
         near.labels[near.inner],
         spatial_mask=mask,
         spacing=task.job.settings.spacing,
@@ -220,7 +222,8 @@ def flow_of_potential(job: FlowJob, core: Region) -> npt.NDArray[np.float32]:
     """The flow of a region after the last round: float32 ``[3, *region shape]``."""
     read = core.grow(1, within=job.grid.shape)
     mask = job.read_mask(read)
-    flow: npt.NDArray[np.float32] = cpu.flow_of_potential(
+    kernels = kernels_for(job.settings.backend)
+    flow: npt.NDArray[np.float32] = kernels.flow_of_potential(
         job.read(read),
         read_potential(job, read),
         core=core.relative_to(read.start).slices,

@@ -39,7 +39,7 @@ from topo_dask.graph.track import (
     region_read,
 )
 from topo_dask.grid import BlockGrid, Region
-from topo_dask.kernels import cpu
+from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.tables import CellTable
 from topo_dask.plan.flow_field import SegmentWork
 from topo_dask.run.chain import Chain, Step, View, follow
@@ -118,8 +118,13 @@ class SegmentJob:
 
     def read_flow(self, block: int, read: Region) -> npt.NDArray[np.float32]:
         """The flow that is read for a block, interleaved and checked."""
-        flow = self.part_of_flow(read)
-        return flow_ready(flow, read=read, block=self.grid.region(block), argument="flows")
+        return flow_ready(
+            self.part_of_flow(read),
+            read=read,
+            block=self.grid.region(block),
+            argument="flows",
+            backend=self.settings.backend,
+        )
 
     def read_mask(self, block: int) -> npt.NDArray[np.bool_]:
         """The foreground of a block."""
@@ -267,7 +272,8 @@ def cells_of_block(task: Task) -> list[tuple[int, int]]:
     if len(home):
         ends[home.row] = home.positions
         save_array(job.file("ends", task.block), ends)
-    table, index = cpu.cell_table(ends, shape=job.grid.shape, radius=job.radius)
+    cell_table = kernels_for(job.settings.backend).cell_table
+    table, index = cell_table(ends, shape=job.grid.shape, radius=job.radius)
     save_array(job.file("index", task.block), index.astype(np.uint32))
     save_table(
         job.file("cells", task.block, "npz"),
@@ -418,6 +424,7 @@ def segment(
     progress: bool | None = None,
     zarr_format: int = 3,
     ignore_memory: bool = False,
+    backend: str = "auto",
 ) -> SegmentResult:
     """Make instance labels of a flow field that need not fit in memory.
 
@@ -456,7 +463,7 @@ def segment(
         Voxels around a block that its particles may cross without being handed over. It saves
         rounds and changes nothing else. "auto": a few blocks are tried to see how far particles
         go; then that with which the fewest voxels are read, and the result says why.
-    blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
         See `RunOptions`.
 
     Returns
@@ -487,14 +494,20 @@ def segment(
     >>> made.instances.centroid[:, 2], made.instances.convergence[:, 2]
     (array([1.5, 5.5]), array([1.5, 5.5]))
     """
+    options = RunOptions(
+        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
+    )
     settings = SegmentSettings(
-        n_steps, step_size, convergence_radius, min_size, group, interpolation
+        n_steps,
+        step_size,
+        convergence_radius,
+        min_size,
+        group,
+        interpolation,
+        options.backend,
     )
     refine = RefineSettings(flow_error_threshold, fill_holes)
     check_halo(halo)
-    options = RunOptions(
-        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
-    )
     field, mask, scale = _open_inputs(flows, foreground, threshold, scale)
     grid = options.grid(tuple(int(n) for n in field.shape[1:]))
     place = options.output(output, [field, mask])

@@ -79,6 +79,7 @@ def segment_classes(
     progress: bool | None = None,
     zarr_format: int = 3,
     ignore_memory: bool = False,
+    backend: str = "auto",
 ) -> ClassesResult:
     """Make instance labels of every class of a stack that need not fit in memory.
 
@@ -97,7 +98,7 @@ def segment_classes(
         A voxel is of a class where its probability is larger.
     flow_error_threshold, fill_holes, halo
         See `segment`.
-    blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
         See `RunOptions`.
 
     Returns
@@ -130,7 +131,7 @@ def segment_classes(
     (array([1, 1, 1, 1, 2, 2, 2, 2], dtype=uint32), array([4, 4]))
     """
     options = RunOptions(
-        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
     )
     number("threshold", threshold, lambda v: True, "a finite number", default=PROBABLE)
     check_halo(halo)
@@ -160,7 +161,7 @@ def segment_classes(
                 cast(AnyArray, Row(along, 3 * c, 3)),
                 cast(AnyArray, Row(read, c)),
                 threshold,
-                SegmentSettings(**asdict(how)),
+                SegmentSettings(**asdict(how), backend=options.backend),
                 grid,
                 halo,
                 part.work,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,7 @@ def flow_targets(
     progress: bool | None = None,
     zarr_format: int = 3,
     ignore_memory: bool = False,
+    backend: str = "auto",
 ) -> TargetsResult:
     """Make the training targets of a stack of labels that need not fit in memory.
 
@@ -122,7 +123,7 @@ def flow_targets(
         Of both arrays: "float32", or "float16" for half the disk and 5e-4.
     blocks
         Shape of a block.
-    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
         See `RunOptions`.
 
     Returns
@@ -153,7 +154,7 @@ def flow_targets(
     ((6, 4, 5, 6), (2, 4, 5, 6))
     """
     options = RunOptions(
-        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+        blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
     )
     choice("dtype", dtype, FLOW_TYPES)
     number("diffusion_iters", diffusion_iters, lambda v: v >= 0, "a whole number >= 0", whole=True)
@@ -164,6 +165,7 @@ def flow_targets(
         context=context,
         tolerance=tolerance,
         spacing=spacing,
+        backend=options.backend,
     )
     start = as_lengths(origin, argument="origin", axes=3, least=0)
     source = open_input(labels, argument="labels", axes=4, first="class")
@@ -199,12 +201,19 @@ def flow_targets(
         details = _details(run, methods, instances, grid, time.monotonic() - began)
         place.publish_group(
             geometry=geometry_of(source),
-            attributes={"fingerprint": final, "classes": [asdict(m) for m in methods]},
+            attributes={"fingerprint": final, "classes": [_plain(m) for m in methods]},
         )
     seconds = time.monotonic() - began
     return TargetsResult(
         place.open(FLOWS), place.path, title, seconds, details, class_fg=place.open(FOREGROUND)
     )
+
+
+def _plain(method: ClassMethod) -> dict[str, Any]:
+    """What says what the targets are, not what computed them."""
+    counting = {f.name for f in fields(method.settings) if f.compare}
+    settings = {name: value for name, value in asdict(method.settings).items() if name in counting}
+    return asdict(method) | {"settings": settings}
 
 
 def _work(

@@ -5,8 +5,10 @@ The only module that imports CuPy, and only when a device is asked for.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -133,9 +135,29 @@ class CudaDevice:
         return int(min(free, limit - pool.used_bytes()) if limit else free)
 
 
+def _no_driver() -> str:
+    """Why the driver has no GPU to offer; empty where it has. Asked before CuPy is imported."""
+    name = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+    try:
+        driver: Any = ctypes.CDLL(name)
+    except OSError:
+        return f"there is no NVIDIA driver ({name} cannot be loaded)"
+    count = ctypes.c_int(0)
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    if failed:
+        return f"the NVIDIA driver fails with error {failed}"
+    return "" if count.value else "the NVIDIA driver shows no GPU"
+
+
 def _cupy() -> Any:
     """CuPy, if it is there and sees a GPU."""
     needed = "an NVIDIA GPU with its driver, and CuPy"
+    why = _no_driver()
+    if why:
+        raise BackendUnavailable(
+            "backend", f'"gpu", but {why}', needed,
+            "Check nvidia-smi and CUDA_VISIBLE_DEVICES, or choose backend=\"cpu\".",
+        )  # fmt: skip
     try:
         import cupy
     except ImportError as error:
@@ -149,6 +171,14 @@ def _cupy() -> Any:
             "Check nvidia-smi and CUDA_VISIBLE_DEVICES, or choose backend=\"cpu\".",
         )  # fmt: skip
     return cupy
+
+
+def host_is_wanted() -> bool:
+    """Whether the environment asks for the CPU in the place of a GPU."""
+    choice = os.environ.get(CHOICE, "")
+    if choice not in ("", "host"):
+        raise InvalidArgument(CHOICE, repr(choice), '"host", or unset', "Unset it to use a GPU.")
+    return bool(choice)
 
 
 def find_device() -> Device:
@@ -167,10 +197,12 @@ def find_device() -> Device:
     'host (CUDA sources run on the CPU)'
     >>> del os.environ[CHOICE]
     """
-    choice = os.environ.get(CHOICE, "")
-    if choice not in ("", "host"):
-        raise InvalidArgument(CHOICE, repr(choice), '"host", or unset', "Unset it to use a GPU.")
-    return _host() if choice else _cuda()
+    if host_is_wanted():
+        return _host()
+    found = _cuda()
+    if isinstance(found, BackendUnavailable):
+        raise BackendUnavailable(found.argument, found.came, found.allowed, found.do)
+    return found
 
 
 @functools.cache
@@ -179,5 +211,9 @@ def _host() -> Device:
 
 
 @functools.cache
-def _cuda() -> Device:
-    return CudaDevice()
+def _cuda() -> Device | BackendUnavailable:
+    """The GPU, or why there is none: looked for once in a process."""
+    try:
+        return CudaDevice()
+    except BackendUnavailable as error:
+        return error

@@ -1,0 +1,137 @@
+"""The choice of what computes: checked, carried to where tasks run, never part of the answer."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import zarr
+from click.testing import CliRunner
+
+import topo_dask
+from topo_dask.cli import main
+from topo_dask.config import FlowSettings, SegmentSettings
+from topo_dask.errors import BackendUnavailable, InvalidArgument
+from topo_dask.kernels.backends import device_for, noting
+from topo_dask.run.ledger import fingerprint
+
+GPU_HERE = device_for("auto")[0] is not None
+no_gpu = pytest.mark.skipif(GPU_HERE, reason="there is a GPU")
+
+LABELS = np.zeros((4, 6, 8), np.uint16)
+LABELS[1:3, 1:5, 1:4], LABELS[1:4, 2:5, 5:7] = 3, 9
+FLOW = np.zeros((3, *LABELS.shape), np.float32)
+COORDS = np.argwhere(LABELS)
+CALLS: dict[str, Any] = {
+    "generate_diffusion_flows": ((LABELS,), {}),
+    "generate_direct_flows": ((LABELS,), {}),
+    "compute_flow_targets": ((LABELS[None], ["nuc"]), {"resolution_nm": 8}),
+    "track_flows": ((LABELS, FLOW, 3), {}),
+    "cluster_convergence": ((COORDS, COORDS.astype(float), LABELS.shape, 4.0, 1), {}),
+    "postprocess_single": ((LABELS, FLOW), {}),
+    "run_instance_segmentation": (((LABELS[None] > 0) * 1.0, FLOW, ["nuc"]), {"resolution_nm": 8}),
+    "remove_bad_flow_masks": ((LABELS, FLOW), {}),
+}
+RUNS: dict[str, Any] = {
+    "flows": ((LABELS,), {}),
+    "segment": ((FLOW,), {"foreground": LABELS}),
+    "flow_targets": ((LABELS[None],), {"class_names": ["nuc"], "resolution_nm": 8}),
+    "segment_classes": (
+        ((LABELS[None] > 0) * 1.0, FLOW),
+        {"class_names": ["nuc"], "resolution_nm": 8},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_functions_take_a_backend(name: str) -> None:
+    arguments, options = CALLS[name]
+    function = getattr(topo_dask, name)
+    with pytest.raises(InvalidArgument, match="backend: got 'tpu'; allowed: one of: auto, cpu"):
+        function(*arguments, **options, backend="tpu")
+    with noting() as computed:
+        function(*arguments, **options, backend="cpu")
+    assert computed.where == {"processor"}
+    if not GPU_HERE:
+        with pytest.raises(BackendUnavailable, match="NVIDIA"):
+            function(*arguments, **options, backend="gpu")
+
+
+@no_gpu
+def test_lazy_functions_say_so_where_the_task_runs() -> None:
+    lazy = topo_dask.generate_direct_flows(da.from_array(LABELS, chunks=4), backend="gpu")
+    with pytest.raises(BackendUnavailable, match="NVIDIA"):
+        lazy.compute(scheduler="sync")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_runs_take_a_backend(name: str, tmp_path: Path) -> None:
+    arguments, options = RUNS[name]
+    run = getattr(topo_dask, name)
+    output = tmp_path / "out.zarr"
+    with pytest.raises(InvalidArgument, match="backend: got 'tpu'"):
+        run(*arguments, output, **options, cluster="sync", backend="tpu")
+    if not GPU_HERE:
+        with pytest.raises(BackendUnavailable, match="NVIDIA"):
+            run(*arguments, output, **options, cluster="sync", backend="gpu")
+        assert not list(tmp_path.iterdir()), "something was left behind"
+    run(*arguments, output, **options, cluster="sync", backend="cpu")
+    assert output.is_dir()
+
+
+@no_gpu
+def test_workers_without_a_gpu_are_named_before_work(tmp_path: Path) -> None:
+    with (
+        topo_dask.cluster.start("local", workers=1) as running,
+        pytest.raises(BackendUnavailable, match=r"1 of 1 workers have none, tcp://.*NVIDIA"),
+    ):
+        topo_dask.segment(FLOW, tmp_path / "out.zarr", cluster=running, backend="gpu")
+    assert not list(tmp_path.iterdir())
+
+
+@no_gpu
+def test_auto_is_no_error_and_never_the_host_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    for choice in ("", "host"):
+        monkeypatch.setenv("TOPO_DASK_GPU_DEVICE", choice)
+        assert device_for("auto")[0] is None
+    assert device_for("gpu")[0] is not None
+
+
+def test_backend_is_no_part_of_what_is_computed() -> None:
+    for settings in (FlowSettings(), SegmentSettings()):
+        other = replace(settings, backend="cpu")
+        assert other == settings
+        assert fingerprint(other) == fingerprint(settings)
+
+
+def test_results_of_two_backends_have_the_same_metadata(tmp_path: Path) -> None:
+    for backend in ("auto", "cpu"):
+        where = {"cluster": "sync", "backend": backend}
+        topo_dask.flows(LABELS, tmp_path / f"flows-{backend}", method="direct", **where)
+        topo_dask.flow_targets(
+            LABELS[None],
+            tmp_path / f"targets-{backend}",
+            class_names=["nuc"],
+            resolution_nm=8,
+            **where,
+        )
+    for name in ("flows", "targets"):
+        one, other = (zarr.open(tmp_path / f"{name}-{b}").attrs.asdict() for b in ("auto", "cpu"))
+        assert json.dumps(one) == json.dumps(other)
+
+
+def test_command_line_takes_a_backend(tmp_path: Path) -> None:
+    zarr.save(tmp_path / "labels.zarr", LABELS)
+    paths = [str(tmp_path / "labels.zarr"), str(tmp_path / "flows.zarr")]
+    command = ["flows", *paths, "--cluster", "sync", "--no-progress", "--backend"]
+    assert CliRunner().invoke(main, [*command, "tpu"]).exit_code == 2
+    if not GPU_HERE:
+        done = CliRunner().invoke(main, [*command, "gpu"])
+        assert done.exit_code == 1
+        assert "NVIDIA" in done.output
+    assert CliRunner().invoke(main, [*command, "cpu"]).exit_code == 0

@@ -1,0 +1,120 @@
+"""What computes: the processor, or a GPU for the kernels that it has.
+
+`Kernels` are those that exist for both; `kernels_for` gives them where a task runs, so that every
+worker decides for itself what it has. All other kernels are the processor's: they walk through
+memory at random or merge small tables, and the code that needs them says `cpu` where it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from topo_dask.errors import BackendUnavailable
+from topo_dask.kernels import cpu
+from topo_dask.kernels.gpu.device import Device, find_device, host_is_wanted
+
+PROCESSOR = "processor"
+"""What the processor is called where people read what computed."""
+
+
+class Kernels:
+    """The kernels that exist for the processor and for a GPU; these are the processor's."""
+
+    diffusion_flow = staticmethod(cpu.diffusion_flow)
+    diffusion_round = staticmethod(cpu.diffusion_round)
+    poisson_flow = staticmethod(cpu.poisson_flow)
+    poisson_potential = staticmethod(cpu.poisson_potential)
+    flow_of_potential = staticmethod(cpu.flow_of_potential)
+    direct_flow = staticmethod(cpu.direct_flow)
+    flow_errors = staticmethod(cpu.flow_errors)
+    interleave = staticmethod(cpu.interleave)
+    track = staticmethod(cpu.track)
+    cell_table = staticmethod(cpu.cell_table)
+
+
+class DeviceKernels(Kernels):
+    """Those of a GPU, and the processor's where it has none."""
+
+
+@dataclass
+class Computed:
+    """What computed in a task, and how often a GPU's memory was too small for a block."""
+
+    where: set[str] = field(default_factory=set)
+    in_parts: int = 0
+
+
+_COMPUTED: ContextVar[Computed | None] = ContextVar("computed", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[Computed]:
+    """Note what computes in this thread meanwhile.
+
+    Examples
+    --------
+    >>> with noting() as computed:
+    ...     _ = kernels_for("cpu")
+    >>> computed.where
+    {'processor'}
+    """
+    found = Computed()
+    token = _COMPUTED.set(found)
+    try:
+        yield found
+    finally:
+        _COMPUTED.reset(token)
+
+
+def _note(where: str) -> None:
+    computed = _COMPUTED.get()
+    if computed is not None:
+        computed.where.add(where)
+
+
+def device_for(backend: str) -> tuple[Device | None, str]:
+    """The GPU that computes here, or ``None`` for the processor; and why.
+
+    Parameters
+    ----------
+    backend
+        "cpu"; "gpu"; or "auto", a GPU if there is one, else the processor. CUDA sources that run
+        on the processor, for tests, are no GPU to "auto".
+
+    Raises
+    ------
+    BackendUnavailable
+        "gpu", and there is none; what is missing is named.
+
+    Examples
+    --------
+    >>> device_for("cpu")
+    (None, 'as asked')
+    """
+    if backend == "cpu":
+        return None, "as asked"
+    if backend == "gpu":
+        return find_device(), "as asked"
+    if host_is_wanted():
+        return None, "the CUDA sources on the processor are no GPU"
+    try:
+        return find_device(), "there is a GPU"
+    except BackendUnavailable as error:
+        return None, str(error.came).removeprefix('"gpu", but ')
+
+
+def kernels_for(backend: str) -> Kernels:
+    """The kernels that compute here; see `device_for`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> int(kernels_for("cpu").interleave(np.ones((3, 1, 1, 1), np.float16)).sum())
+    3
+    """
+    device, _ = device_for(backend)
+    _note(PROCESSOR if device is None else device.name)
+    return Kernels() if device is None else DeviceKernels()
