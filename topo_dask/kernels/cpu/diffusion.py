@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from topo_dask.kernels.cpu.gradient import point
 from topo_dask.kernels.cpu.heat import HOT, spread
 from topo_dask.kernels.cpu.labels import Integers, compact, rows_of
 from topo_dask.kernels.cpu.sweep import Layout, Start, lay_out
@@ -19,104 +20,6 @@ from topo_dask.kernels.parallel import Starmap, ranges, serial, starmap
 
 TINY = 1e-8
 """Gradients below this norm are not stretched to unit length (coordinate potential)."""
-
-NOTHING = 1e-12
-"""A component below this share of it is 0: it may be of what sweeps flush to 0, now or later."""
-
-
-@compiled
-def _change(field: Any, low: Any, high: Any) -> Any:
-    """The change of a field from one side of a voxel to the other; a side with no index is 0."""
-    before = np.float64(field[low]) if low >= 0 else 0.0
-    after = np.float64(field[high]) if high >= 0 else 0.0
-    return after - before
-
-
-@compiled
-def _sides(links: Any, walls: Any, i: Any, axis: Any, closed: Any, beside: Any) -> Any:
-    """Where the neighbours of voxel i along an axis are, or -1, and what their change counts.
-
-    ``closed`` is whether either is behind an outer face of the array, ``beside`` where they would
-    be. A neighbour behind a face or a wall is the voxel itself.
-    """
-    low_bit, high_bit = np.uint8(1 << (2 * axis)), np.uint8(2 << (2 * axis))
-    closed_low, closed_high = closed
-    if walls.size:
-        closed_low |= (walls[i] & low_bit) != 0
-        closed_high |= (walls[i] & high_bit) != 0
-    low = i if closed_low else (beside[0] if links[i] & low_bit else -1)
-    high = i if closed_high else (beside[1] if links[i] & high_bit else -1)
-    return low, high, 1.0 if closed_low or closed_high else 0.5
-
-
-@compiled
-def _floored(value: float, floor: float) -> float:
-    return value if abs(value) >= floor else 0.0
-
-
-@compiled
-def _unit(a: float, b: float, c: float, least: float) -> Any:
-    """Divide by the norm, or by ``least`` where the norm is smaller; 0 stays 0."""
-    square = a * a + b * b + c * c
-    if 1e-200 < square < 1e200:
-        scale = 1 / max(np.sqrt(square), least)
-        return a * scale, b * scale, c * scale
-    big = max(abs(a), abs(b), abs(c))
-    if big == 0:
-        return a, b, c
-    a, b, c = a / big, b / big, c / big  # the squares themselves leave the range of float64
-    scale = big / max(big * np.sqrt(a * a + b * b + c * c), least)
-    return a * scale, b * scale, c * scale
-
-
-@compiled
-def _point(
-    fields: Any, factors: Any, local: Any, space: Any, core: Any, least: float, flow: Any
-) -> None:
-    """Write the unit vectors of some planes of the core.
-
-    ``fields`` are the indicator and the coordinates along z, y, x, each empty if there is none;
-    ``factors`` ``[K+1, 6]`` what the change of the indicator along each axis counts, and what that
-    of each coordinate; NaN where the flow of an instance is not wanted.
-    """
-    indicator, along_z, along_y, along_x = fields
-    first, planes = core
-    links, walls = space.links, space.walls
-    nz, ny, nx, stride, width = space.grid
-    floor = least * NOTHING
-    for z in range(planes[0], planes[1]):
-        for y in range(flow.shape[2]):
-            pz, py = z + first[0], y + first[1]
-            here = pz * stride + py * width
-            below, above = here - stride, here + stride
-            front, back = here - width, here + width
-            for x in range(flow.shape[3]):
-                px = x + first[2]
-                k = local[pz, py, px]
-                if k == 0 or np.isnan(factors[k, 0]):
-                    flow[0, z, y, x] = flow[1, z, y, x] = flow[2, z, y, x] = 0
-                    continue
-                i = here + px
-                closed = pz == 0, pz == nz - 1
-                z0, z1, dz = _sides(links, walls, i, 0, closed, (below + px, above + px))
-                closed = py == 0, py == ny - 1
-                y0, y1, dy = _sides(links, walls, i, 1, closed, (front + px, back + px))
-                closed = px == 0, px == nx - 1
-                x0, x1, dx = _sides(links, walls, i, 2, closed, (i - 1, i + 1))
-                a = b = c = 0.0
-                if indicator.size:
-                    a = factors[k, 0] * _change(indicator, z0, z1)
-                    b = factors[k, 1] * _change(indicator, y0, y1)
-                    c = factors[k, 2] * _change(indicator, x0, x1)
-                if along_z.size:
-                    a += factors[k, 3] * _change(along_z, z0, z1)
-                    b += factors[k, 4] * _change(along_y, y0, y1)
-                    c += factors[k, 5] * _change(along_x, x0, x1)
-                a, b, c = _floored(a * dz, floor), _floored(b * dy, floor), _floored(c * dx, floor)
-                a, b, c = _unit(a, b, c, least)
-                flow[0, z, y, x] = np.float32(a)
-                flow[1, z, y, x] = np.float32(b)
-                flow[2, z, y, x] = np.float32(c)
 
 
 @dataclass(frozen=True)
@@ -140,13 +43,13 @@ class Domain:
         run: Starmap,
         threads: int,
     ) -> npt.NDArray[np.float32]:
-        """Unit vectors of the core from the indicator and the coordinates, see `_point`."""
+        """Unit vectors of the core from the indicator and the coordinates, see `point`."""
         first, size = self.core
         flow = np.empty((3, *size), dtype=np.float32)
         missing = [np.zeros(0, dtype=np.float32)] * (4 - len(fields))
         common = ((*fields, *missing), factors, self.layout.local, self.layout.space)
         parts = [(first, part) for part in ranges(size[0], threads)]
-        run(_point, [(*common, part, least, flow) for part in parts])
+        run(point, [(*common, part, least, flow) for part in parts])
         return flow
 
 
@@ -160,7 +63,7 @@ def domain_of(
     threads: int = 1,
 ) -> Domain:
     """Lay out an array for the diffusion of the instances that are in its core."""
-    local, present = compact(labels)
+    local, present = compact(labels, threads=threads)
     rows = rows_of(present, ids)
     box = [slice(0, n).indices(n)[:2] for n in labels.shape]
     if core is not None:
@@ -218,7 +121,7 @@ def factors_of(
     spacing: tuple[float, ...],
     potential: str,
 ) -> npt.NDArray[np.float64]:
-    """What the fields' changes along each axis count, by number of instance; see `_point`."""
+    """What the fields' changes along each axis count, by number of instance; see `point`."""
     factors = np.empty((len(domain.rows) + 1, 6))
     if potential == "heat":
         factors[:] = [min(spacing) / s for s in spacing] * 2

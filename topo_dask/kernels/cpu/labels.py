@@ -41,33 +41,49 @@ def _doubled(keys: Any, numbers: Any) -> Any:
 
 @compiled
 def _number_by_appearance(labels: Any, local: Any, pad: int) -> Any:
-    """Number the ids 1, 2, ... as they appear; write the numbers into ``local``; return the ids."""
+    """Number the ids 1, 2, ... as they appear; write the numbers into ``local``; return the ids.
+
+    ``local`` has ``pad`` voxels more than the labels on either side along y and x. A run of one
+    label along x mostly lies beside another of it: then no table need be asked.
+    """
     keys = np.zeros(1024, np.uint64)
     numbers = np.zeros(1024, np.int32)
     ids = np.zeros(512, np.uint64)
     count = np.int32(0)
-    for z in range(labels.shape[0]):
-        for y in range(labels.shape[1]):
-            previous = np.uint64(0)
-            number = np.int32(0)
-            for x in range(labels.shape[2]):
-                value = np.uint64(labels[z, y, x])
-                if value != previous:
-                    previous = value
+    nz, ny, nx = labels.shape
+    for z in range(nz):
+        for y in range(ny):
+            row, out = labels[z, y], local[z, y + pad, pad : pad + nx]
+            front, before = labels[z, max(y - 1, 0)], local[z, max(y - 1, 0) + pad]
+            below, under = labels[max(z - 1, 0), y], local[max(z - 1, 0), y + pad]
+            x = 0
+            while x < nx:
+                label = row[x]
+                first = x
+                while x < nx and row[x] == label:
+                    x += 1
+                if label == 0:
                     number = np.int32(0)
-                    if value != np.uint64(0):
-                        at = _slot(keys, numbers, value)
-                        if numbers[at] == 0:
-                            if count == ids.size:
-                                keys, numbers = _doubled(keys, numbers)
-                                ids = np.concatenate((ids, np.zeros(count, np.uint64)))
-                                at = _slot(keys, numbers, value)
-                            ids[count] = value
-                            count += np.int32(1)
-                            keys[at] = value
-                            numbers[at] = count
-                        number = numbers[at]
-                local[z + pad, y + pad, x + pad] = number
+                elif y > 0 and front[first] == label:
+                    number = before[first + pad]
+                elif y > 0 and front[x - 1] == label:
+                    number = before[x - 1 + pad]
+                elif z > 0 and below[first] == label:
+                    number = under[first + pad]
+                else:
+                    value = np.uint64(label)
+                    at = _slot(keys, numbers, value)
+                    if numbers[at] == 0:
+                        if count == ids.size:
+                            keys, numbers = _doubled(keys, numbers)
+                            ids = np.concatenate((ids, np.zeros(count, np.uint64)))
+                            at = _slot(keys, numbers, value)
+                        ids[count] = value
+                        count += np.int32(1)
+                        keys[at] = value
+                        numbers[at] = count
+                    number = numbers[at]
+                out[first:x] = number
     return ids[:count]
 
 
@@ -84,7 +100,7 @@ def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def compact(
-    labels: Integers, *, pad: int = 0
+    labels: Integers, *, pad: int = 0, threads: int = 1
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
     """Number the instances of an array 1..K by ascending id.
 
@@ -94,6 +110,8 @@ def compact(
         ``[Z,Y,X]``, any integer type, no negative values; 0 is background.
     pad
         Voxels of background to add on every side.
+    threads
+        Threads to use.
 
     Returns
     -------
@@ -101,14 +119,27 @@ def compact(
         int32, the padded shape: 0 for background, k for the k-th smallest id.
     ids
         uint64 ``[K]``, ascending.
+
+    Examples
+    --------
+    >>> compact(np.array([[[0, 9, 9, 4]]]))
+    (array([[[0, 2, 2, 1]]], dtype=int32), array([4, 9], dtype=uint64))
     """
+    known = np.ascontiguousarray(native(labels))
     local = np.zeros([n + 2 * pad for n in labels.shape], dtype=np.int32)
-    ids = _number_by_appearance(np.ascontiguousarray(native(labels)), local, pad)
-    order = np.argsort(ids)
-    new = np.zeros(ids.size + 1, dtype=np.int32)
-    new[order + 1] = np.arange(1, ids.size + 1, dtype=np.int32)
-    _renumber(local, new)
-    return local, ids[order]
+    inner = local[pad : local.shape[0] - pad]
+    parts = ranges(labels.shape[0], threads)
+    appeared = [np.zeros(0, np.uint64)] * len(parts)
+
+    def number(part: int, first: int, end: int) -> None:
+        appeared[part] = _number_by_appearance(known[first:end], inner[first:end], pad)
+
+    with starmap(threads) as run:
+        run(number, [(i, *part) for i, part in enumerate(parts)])
+        ids = np.unique(np.concatenate(appeared))
+        new = [np.append(0, np.searchsorted(ids, own) + 1).astype(np.int32) for own in appeared]
+        run(_renumber, [(inner[slice(*p)], by) for p, by in zip(parts, new, strict=True)])
+    return local, ids
 
 
 def renamed(labels: Integers, names: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
