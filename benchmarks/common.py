@@ -41,19 +41,20 @@ Rows = Sequence[Sequence[Any]]
 # ── arguments ────────────────────────────────────────────────────────────────────────────────
 
 
-def parser(script: str, description: str | None) -> argparse.ArgumentParser:
-    """Arguments of every benchmark."""
+def parser(script: str, description: str | None, *, labels: bool = True) -> argparse.ArgumentParser:
+    """Arguments of every benchmark; ``labels``: whether it takes a volume of them."""
     made = argparse.ArgumentParser(
         Path(script).name,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument(
-        "labels",
-        nargs="?",
-        default=os.environ.get(VARIABLE),
-        help=f"path of a zarr array [z,y,x] of labels; by default what {VARIABLE} says",
-    )
+    if labels:
+        made.add_argument(
+            "labels",
+            nargs="?",
+            default=os.environ.get(VARIABLE),
+            help=f"path of a zarr array [z,y,x] of labels; by default what {VARIABLE} says",
+        )
     made.add_argument("--record", action="store_true", help="replace this section of the results")
     made.add_argument("--results", type=Path, default=RESULTS, help="file of --record")
     made.add_argument(
@@ -93,7 +94,7 @@ def joined(numbers: Sequence[int], by: str = ",") -> str:
 
 def command(made: argparse.ArgumentParser, parsed: argparse.Namespace) -> str:
     """The command line that makes the same figures, without the places of this machine."""
-    words = ["python", f"benchmarks/{made.prog}", "LABELS"]
+    words = ["python", f"benchmarks/{made.prog}"] + ["LABELS"] * hasattr(parsed, "labels")
     for action in made._actions:
         value = getattr(parsed, action.dest, action.default)
         if action.dest in PLACES or value == action.default:

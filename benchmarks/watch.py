@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import subprocess
 import threading
 import time
@@ -67,6 +68,7 @@ class Watched:
     """What a command took."""
 
     seconds: float = 0.0
+    processor_seconds: float = 0.0
     rss: int = 0
     pss: int = 0
     processes: int = 0
@@ -85,6 +87,12 @@ class Watched:
             self.pss = max(self.pss, proportional(found))
 
 
+def processor_seconds() -> float:
+    """Of all processes that have ended and been waited for, with theirs."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def watched(arguments: Sequence[str | Path], folder: Path) -> Watched:
     """Run a command to its end and say what it took.
 
@@ -94,7 +102,7 @@ def watched(arguments: Sequence[str | Path], folder: Path) -> Watched:
         It failed.
     """
     result = Watched()
-    began = time.perf_counter()
+    began, used = time.perf_counter(), processor_seconds()
     with subprocess.Popen(list(map(str, arguments)), stdout=subprocess.PIPE, text=True) as process:
         over = threading.Event()
 
@@ -110,6 +118,7 @@ def watched(arguments: Sequence[str | Path], folder: Path) -> Watched:
         thread.start()
         result.output, _ = process.communicate()
         result.seconds = time.perf_counter() - began
+        result.processor_seconds = processor_seconds() - used
         over.set()
         thread.join()
     if process.returncode:

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from topo_dask import generate_diffusion_flows, track_flows
+from topo_dask import compare, generate_diffusion_flows, segment, track_flows
+from topo_dask.grid import Region
 from topo_dask.kernels.parallel import starmap
 from topo_dask.storage import create_array
 from topo_dask.testing import synthetic_tissue
@@ -216,3 +217,36 @@ def test_tiles_runs(tmp_path: Path) -> None:
     assert "| 1,200² |" in out
     assert "planned in" in out
     assert "| 300²" in out
+
+
+def test_the_volume_of_any_size_is_what_its_flows_make(tmp_path: Path) -> None:
+    scale = module("scale")
+    truth, flows = tmp_path / "truth.zarr", tmp_path / "flows.zarr"
+    foreground, instances = scale.make(80, truth, flows)
+    assert instances == 8
+    assert 0.27 < foreground / 80**3 < 0.33
+    options: dict[str, Any] = {"foreground": truth, "blocks": (80, 50, 33), "cluster": "sync"}
+    made = segment(flows, tmp_path / "out.zarr", **options)
+    found = compare(truth, made.array, ignore_background=False, cluster="sync")
+    assert found.same_partition
+    lattice = scale.Lattice(80)
+    part, region = lattice.ellipsoids, Region((40, 7, 30), (80, 50, 64))
+    labels, flow = lattice.block(region, part)
+    whole, all_flows = lattice.block(Region((0, 0, 0), (80, 80, 80)), part)
+    assert np.array_equal(labels, whole[region.slices])
+    assert np.array_equal(flow, all_flows[(slice(None), *region.slices)])
+
+
+def test_memory_that_grows_and_labels_that_are_wrong_are_told() -> None:
+    scale, watch = module("scale"), module("watch")
+    small = watch.Watched(seconds=1, processor_seconds=2, rss=2**30, pss=2**30)
+    grown = watch.Watched(seconds=9, processor_seconds=18, rss=2**31, pss=2**30 + 2**28)
+    first = scale.Outcome(10, 300, 8, small, 0, True)
+    for outcome, words in (
+        (scale.Outcome(20, 2400, 8, small, 0, True), []),
+        (scale.Outcome(20, 2400, 8, small, 0, False), ["WRONG"]),
+        (scale.Outcome(20, 2400, 8, grown, 0, True), ["TOO MUCH"]),
+    ):
+        text, good = scale.judged([first, outcome])
+        assert good == (not words)
+        assert [word for word in ("WRONG", "TOO MUCH") if word in text] == words

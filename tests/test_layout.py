@@ -69,6 +69,7 @@ RUN_BY_NAME = "a run on disk takes every setting of its method by name"
 MANY_PARAMETERS: dict[str, str] = {
     "graph/flows.py:generate_diffusion_flows": KEEPS_TOPO_NAMES,
     "graph/merge.py:postprocess_single": KEEPS_TOPO_NAMES,
+    "graph/segmentation.py:run_instance_segmentation": KEEPS_TOPO_NAMES,
     "graph/targets.py:compute_flow_targets": KEEPS_TOPO_NAMES,
     "run/flows.py:flows": RUN_BY_NAME,
     "run/mosaic.py:fuse_mosaic": RUN_BY_NAME,

@@ -84,6 +84,10 @@ def test_stacks_that_do_not_fit_are_refused_before_any_work(kind: str) -> None:
         run(semantic, flow.astype(int), names, resolution_nm=8)
     with pytest.raises(InvalidArgument, match="flow_error_threshold: got -1"):
         run(semantic, flow, names, flow_error_threshold=-1, resolution_nm=8)
+    with pytest.raises(InvalidArgument, match="interpolation: got 'cubic'"):
+        run(semantic, flow, names, resolution_nm=8, interpolation="cubic")
+    with pytest.raises(InvalidArgument, match="scale: got 0"):
+        run(semantic, flow, names, resolution_nm=8, scale=0)
     with pytest.raises(InvalidArgument, match="semantic_pred: got 3 axes"):
         run(semantic[0], flow, names, resolution_nm=8)
 
@@ -188,12 +192,32 @@ def test_stacks_that_do_not_fit_are_refused_before_a_run(tmp_path: Path) -> None
         run(semantic, flow, out, resolution_nm=8)
     with pytest.raises(InvalidArgument, match="class_names: got 'a/b'"):
         run(semantic, flow, out, class_names=["nuc", "a/b"], class_config={"a/b": {}, "nuc": {}})
+    with pytest.raises(InvalidType, match=r"flows: got dtype int8.* with a scale"):
+        run(semantic, flow.astype("i1"), out, class_names=["nuc", "ves"], resolution_nm=8)
+    how: Any = {"resolution_nm": 8, "interpolation": "cubic"}
+    with pytest.raises(InvalidArgument, match="interpolation: got 'cubic'"):
+        run(semantic, flow, out, class_names=["nuc", "ves"], **how)
     with pytest.raises(InvalidType, match="probabilities: got dtype complex64"):
         run(semantic.astype("c8"), flow, out, class_names=["nuc", "ves"], resolution_nm=8)
     assert not list(tmp_path.iterdir())
 
 
 # ── one answer ───────────────────────────────────────────────────────────────────────────────
+
+
+@st.composite
+def stored_in_other_numbers(
+    draw: st.DrawFn, flows: np.ndarray
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Flows as a network or a small file has them, and the options that read them."""
+    dtype, scale = draw(st.sampled_from([("f4", None), ("f4", 5.0), ("f2", None), ("i1", 127.0)]))
+    values = flows * (scale or 1.0)
+    if dtype == "i1":
+        values = np.clip(np.rint(values), -127, 127)
+    elif dtype == "f2":
+        values = values * 0.99  # rounding makes none longer than 1
+    how = {"scale": scale, "interpolation": draw(st.sampled_from(["nearest", "linear"]))}
+    return values.astype(dtype), how
 
 
 @pytest.mark.nightly
@@ -213,6 +237,7 @@ def test_classes_together_are_each_alone(data: st.DataObject) -> None:
         "flow_error_threshold": data.draw(st.sampled_from([0.0, 0.35])),
         "fill_holes": data.draw(st.booleans()),
     }
+    flows, read = data.draw(stored_in_other_numbers(flows))
     with tempfile.TemporaryDirectory(dir=MEMORY) as path:
         made = topo_dask.segment_classes(
             semantic,
@@ -223,6 +248,7 @@ def test_classes_together_are_each_alone(data: st.DataObject) -> None:
             blocks=fewer(data.draw(block_shapes(shape)), shape, 4),
             cluster=data.draw(st.sampled_from(["sync", "threads"])),
             **refine,
+            **read,
         )
         for c, (name, options) in enumerate(how.items()):
             alone = topo_dask.segment(
@@ -232,6 +258,7 @@ def test_classes_together_are_each_alone(data: st.DataObject) -> None:
                 threshold=0.5,
                 cluster="sync",
                 **refine,
+                **read,
                 **options,
             )
             assert_array_equal(made.array[c], alone.array[...])
@@ -256,8 +283,15 @@ def test_lazy_chains_are_one_answer(data: st.DataObject) -> None:
         for name in ("one", "other")
     }
     threshold = data.draw(st.sampled_from([0.0, 0.35]))
+    flows, read = data.draw(stored_in_other_numbers(flows))
     run = topo_dask.run_instance_segmentation
-    whole = run(semantic, flows, list(how), how, threshold)
+    whole = run(semantic, flows, list(how), how, threshold, **read)
+    for c, (name, options) in enumerate(how.items()):
+        alone = topo_dask.postprocess_single(
+            semantic[c] > 0.5, flows[3 * c : 3 * c + 3], **options, **read
+        )
+        if threshold == 0:
+            assert_array_equal(whole[name], alone)
     chunks = fewer(data.draw(block_shapes(shape)), shape, 4)
     other = fewer(data.draw(block_shapes(shape)), shape, 4)
     lazy = run(
@@ -266,6 +300,7 @@ def test_lazy_chains_are_one_answer(data: st.DataObject) -> None:
         list(how),
         how,
         threshold,
+        **read,
     )
     for name in how:
         assert_array_equal(lazy[name].compute(scheduler="sync"), whole[name], strict=True)

@@ -388,6 +388,10 @@ def segment(**options: Any) -> None:
     help="Drop instances whose flow is farther from the direct flow; 0: none.",
 )
 @click.option("--fill-holes", is_flag=True, help="Fill what one instance encloses.")
+@click.option(
+    "--interpolation", type=click.Choice(INTERPOLATIONS), default="nearest", show_default=True
+)
+@click.option("--scale", type=float, help="What the numbers of FLOWS are divided by, e.g. 127.")
 @click.option("--halo", type=ContextWidth(), default="auto", show_default=True, help=HALO_HELP)
 @run_options
 def segment_classes(probabilities: str, flows: str, output: str, **options: Any) -> None:

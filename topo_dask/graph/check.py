@@ -117,7 +117,10 @@ class Layout:
 
 
 def check_class_flows(flow: Any, probabilities: Any, *, argument: str, of: str) -> None:
-    """Raise unless flows ``[3C,Z,Y,X]`` fit probabilities ``[C,Z,Y,X]`` and can hold flows."""
+    """Raise unless flows ``[3C,Z,Y,X]`` fit probabilities ``[C,Z,Y,X]`` and can hold flows.
+
+    Signed whole numbers can, with a scale.
+    """
     check_axes(flow, argument=argument, axes=4, names="3 components of each class, z, y, x")
     wanted = 3 * int(probabilities.shape[0])
     if flow.shape[0] != wanted:
@@ -127,7 +130,7 @@ def check_class_flows(flow: Any, probabilities: Any, *, argument: str, of: str) 
             f"3 (dz, dy, dx) for each of the {wanted // 3} classes of {of}: {wanted}",
             "Pass the flows of the same classes, in the same order, one class after the other.",
         )
-    check_flow(Layout((3, *flow.shape[1:]), flow.dtype), argument=argument)
+    check_flow(Layout((3, *flow.shape[1:]), flow.dtype), argument=argument, whole=True)
     check_same_shape(flow.shape[1:], probabilities.shape[1:], argument=argument, of=of)
 
 

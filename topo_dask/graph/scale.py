@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from topo_dask.config import number
 from topo_dask.errors import InvalidType
-from topo_dask.graph.check import check_flow
+from topo_dask.graph.check import Layout, check_class_flows, check_flow
 
 
 def check_scaled_flow(flow: Any, scale: Any, *, argument: str = "flow") -> float:
@@ -39,6 +39,22 @@ def check_scaled_flow(flow: Any, scale: Any, *, argument: str = "flow") -> float
         return 1.0
     number("scale", scale, lambda v: 1e-30 < v < 1e30, "a number > 0", default=1)
     return float(scale)
+
+
+def check_scaled_class_flows(
+    flow: Any, scale: Any, probabilities: Any, *, argument: str, of: str
+) -> float:
+    """Check flows ``[3C,Z,Y,X]`` of probabilities ``[C,Z,Y,X]`` and their scale; gives the scale.
+
+    Examples
+    --------
+    >>> probabilities = np.zeros((2, 1, 1, 1), np.float32)
+    >>> flow = np.zeros((6, 1, 1, 1), np.int8)
+    >>> check_scaled_class_flows(flow, 127, probabilities, argument="flow", of="probabilities")
+    127.0
+    """
+    check_class_flows(flow, probabilities, argument=argument, of=of)
+    return check_scaled_flow(Layout((3, *flow.shape[1:]), flow.dtype), scale, argument=argument)
 
 
 def scaled(flow: Any, scale: float) -> Any:

@@ -11,16 +11,16 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from topo_dask.classes import ClassInstances, classes_of, names_of_classes, postprocess_config
-from topo_dask.config import BACKENDS, RefineSettings, choice
+from topo_dask.config import BACKENDS, INTERPOLATIONS, RefineSettings, choice
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import (
     check_between_0_and_1,
-    check_class_flows,
     check_probabilities,
 )
 from topo_dask.graph.cleanup import remove_bad_flow_masks
 from topo_dask.graph.merge import postprocess_single
+from topo_dask.graph.scale import check_scaled_class_flows, scaled
 from topo_dask.grid import Region
 
 PROBABLE = 0.5
@@ -79,6 +79,8 @@ def run_instance_segmentation(
     flow_error_threshold: float = 0.0,
     *,
     resolution_nm: float | None = None,
+    interpolation: str = "nearest",
+    scale: float | None = None,
     backend: str = "auto",
 ) -> dict[str, Any]:
     """Instances of every class, from what a network predicts.
@@ -88,7 +90,8 @@ def run_instance_segmentation(
     semantic_pred
         ``[C,Z,Y,X]`` probabilities of C classes; a voxel above 0.5 is of the class. NumPy or dask.
     flow_pred
-        ``[3C,Z,Y,X]`` float: ``(dz,dy,dx)`` of the first class, of the second, ...
+        ``[3C,Z,Y,X]`` float, or whole numbers with a ``scale``: ``(dz,dy,dx)`` of the first class,
+        of the second, ...
     class_names
         C different names; without them the stack is of `EVALUATED_INSTANCE_CLASSES`.
     class_config
@@ -100,6 +103,8 @@ def run_instance_segmentation(
         `remove_bad_flow_masks`.
     resolution_nm
         Edge of a voxel in nm: classes that ``class_config`` lacks take the defaults for it.
+    interpolation, scale
+        Of all classes, see `track_flows`.
     backend
         See `track_flows`.
 
@@ -125,7 +130,9 @@ def run_instance_segmentation(
     array([[[1, 1, 1, 1, 2, 2, 2, 2]]], dtype=int32)
     """
     check_probabilities(semantic_pred, argument="semantic_pred")
-    check_class_flows(flow_pred, semantic_pred, argument="flow_pred", of="semantic_pred")
+    fit = {"argument": "flow_pred", "of": "semantic_pred"}
+    known = check_scaled_class_flows(flow_pred, scale, semantic_pred, **fit)
+    choice("interpolation", interpolation, INTERPOLATIONS)
     RefineSettings(flow_error_threshold)
     choice("backend", backend, BACKENDS)
     count = int(semantic_pred.shape[0])
@@ -142,8 +149,9 @@ def run_instance_segmentation(
             masks[name] = foreground_of_class(probabilities[row], whole, name)
     found = {}
     for row, (name, how) in enumerate(methods.items()):
-        flow = flows[3 * row : 3 * row + 3]
-        labels = postprocess_single(masks[name], flow, **asdict(how), backend=backend)
+        flow = scaled(flows[3 * row : 3 * row + 3], known)
+        options = {**asdict(how), "interpolation": interpolation, "backend": backend}
+        labels = postprocess_single(masks[name], flow, **options)
         if flow_error_threshold > 0:
             labels = remove_bad_flow_masks(labels, flow, flow_error_threshold, backend=backend)
         found[name] = labels

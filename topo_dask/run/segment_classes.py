@@ -13,7 +13,8 @@ import numpy as np
 from topo_dask.classes import ClassInstances
 from topo_dask.config import RefineSettings, SegmentSettings, number
 from topo_dask.errors import InvalidArgument
-from topo_dask.graph.check import check_class_flows, check_probabilities
+from topo_dask.graph.check import check_probabilities
+from topo_dask.graph.scale import check_scaled_class_flows, scaled_store
 from topo_dask.graph.segmentation import PROBABLE, instance_methods
 from topo_dask.grid import BlockGrid
 from topo_dask.plan.flow_field import ClassesWork, SegmentWork
@@ -70,6 +71,8 @@ def segment_classes(
     threshold: float = PROBABLE,
     flow_error_threshold: float = 0.0,
     fill_holes: bool = False,
+    interpolation: str = "nearest",
+    scale: float | None = None,
     halo: Any = "auto",
     blocks: Any = None,
     work_dir: Any = None,
@@ -88,7 +91,8 @@ def segment_classes(
     probabilities
         ``[C,Z,Y,X]`` of C classes, from 0 to 1: path, URL, zarr, dask or NumPy array.
     flows
-        ``[3C,Z,Y,X]`` float: ``(dz,dy,dx)`` of the first class, of the second, ...
+        ``[3C,Z,Y,X]`` float, or whole numbers with a ``scale``: ``(dz,dy,dx)`` of the first class,
+        of the second, ...
     output
         Path of the zarr group to make, of the array ``labels [C,Z,Y,X]`` and of a table of
         instances for each class, ``instances/<class>.csv`` and ``.npz``.
@@ -96,8 +100,8 @@ def segment_classes(
         See `run_instance_segmentation`.
     threshold
         A voxel is of a class where its probability is larger.
-    flow_error_threshold, fill_holes, halo
-        See `segment`.
+    flow_error_threshold, fill_holes, interpolation, scale, halo
+        Of all classes, see `segment`.
     blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
         See `RunOptions`.
 
@@ -136,13 +140,13 @@ def segment_classes(
     number("threshold", threshold, lambda v: True, "a finite number", default=PROBABLE)
     check_halo(halo)
     refine = RefineSettings(flow_error_threshold, fill_holes)
-    semantic, field = _open_inputs(probabilities, flows)
+    semantic, field, scale = _open_inputs(probabilities, flows, scale)
     count, *lengths = (int(n) for n in semantic.shape)
-    methods = instance_methods(class_names, count, class_config, resolution_nm)
-    _check_names(methods)
+    known = instance_methods(class_names, count, class_config, resolution_nm)
+    methods = _settings(known, interpolation)
     grid = options.grid(tuple(lengths))
     place = options.output(output, [semantic, field])
-    inputs = [input_mark(field), input_mark(semantic), threshold]
+    inputs = [input_mark(field), input_mark(semantic), threshold, scale]
     mark = fingerprint("classes", inputs, list(methods.items()), refine, grid.chunks)
     final = fingerprint(mark, zarr_format)
     title = f"Instances of {count} classes of {'x'.join(map(str, lengths))} voxels"
@@ -158,10 +162,10 @@ def segment_classes(
         for c, (name, how) in enumerate(methods.items()):
             part = part_of_run(run, f"class-{c}", name)
             job = SegmentJob(
-                cast(AnyArray, Row(along, 3 * c, 3)),
+                scaled_store(Row(along, 3 * c, 3), scale),
                 cast(AnyArray, Row(read, c)),
                 threshold,
-                SegmentSettings(**asdict(how), backend=options.backend),
+                replace(how, backend=options.backend),
                 grid,
                 halo,
                 part.work,
@@ -187,27 +191,30 @@ def segment_classes(
     return ClassesResult(array, place.path, title, seconds, details, class_names=names)
 
 
-def _open_inputs(probabilities: Any, flows: Any) -> tuple[Any, Any]:
+def _open_inputs(probabilities: Any, flows: Any, scale: Any) -> tuple[Any, Any, float]:
     semantic = open_input(probabilities, argument="probabilities", axes=4, first="class")
     check_probabilities(semantic, argument="probabilities")
     field = open_input(flows, argument="flows", axes=4, first="3 components of each class")
-    check_class_flows(field, semantic, argument="flows", of="probabilities")
-    return semantic, field
+    fit = {"argument": "flows", "of": "probabilities"}
+    return semantic, field, check_scaled_class_flows(field, scale, semantic, **fit)
 
 
-def _check_names(names: Any) -> None:
-    """Raise unless every class can name a file."""
-    for name in names:
+def _settings(methods: dict[str, ClassInstances], interpolation: str) -> dict[str, SegmentSettings]:
+    """Those of each class; raises unless every class can name a file."""
+    for name in methods:
         if name in ("", ".", "..") or PurePath(name).name != name or "\0" in name:
             do = "Rename the class: its table of instances is a file of that name."
             raise InvalidArgument("class_names", repr(name), "names that files can have", do)
+    return {
+        n: SegmentSettings(**asdict(m), interpolation=interpolation) for n, m in methods.items()
+    }
 
 
 def _work(
     title: str,
     grid: BlockGrid,
     inputs: list[Any],
-    methods: dict[str, ClassInstances],
+    methods: dict[str, SegmentSettings],
     refine: RefineSettings,
     halo: Any,
 ) -> ClassesWork:
@@ -222,9 +229,7 @@ def _work(
         tuple(
             (
                 name,
-                SegmentWork(
-                    name, grid, each, SegmentSettings(**asdict(how)), halo=halo, refine=refine
-                ),
+                SegmentWork(name, grid, each, how, halo=halo, refine=refine),
             )
             for name, how in methods.items()
         ),
@@ -255,7 +260,7 @@ def _write_all(
     ]
 
 
-def _details(methods: dict[str, ClassInstances], found: list[dict[str, Any]]) -> dict[str, Any]:
+def _details(methods: dict[str, SegmentSettings], found: list[dict[str, Any]]) -> dict[str, Any]:
     """One line a class."""
     return {
         name: f"{facts['instances']} instances, group {how.group}, {facts['foreground']}"
