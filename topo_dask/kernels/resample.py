@@ -101,7 +101,7 @@ def _window_edges(length: int, window: int) -> npt.NDArray[np.int64]:
     return np.arange(count + 1) * length // count
 
 
-def _windows(part: Box, lengths: Lengths) -> Iterator[tuple[Box, Box]]:
+def windows(part: Box, lengths: Lengths) -> Iterator[tuple[Box, Box]]:
     """Windows of a tile that a part of it touches, without and with their margins."""
     size = WINDOW[3 if min(lengths) > 1 else 2]
     along = []
@@ -133,14 +133,15 @@ def part_to_read(part: Box, lengths: Lengths, *, order: int) -> Box:
     """
     if order != 3:
         return part
-    wide = [box for _, box in _windows(part, lengths)]
+    wide = [box for _, box in windows(part, lengths)]
     return (
         tuple(np.min([a for a, _ in wide], axis=0).tolist()),
         tuple(np.max([b for _, b in wide], axis=0).tolist()),
     )
 
 
-def _inside(box: Box, start: Lengths) -> tuple[slice, ...]:
+def inside(box: Box, start: Lengths) -> tuple[slice, ...]:
+    """Where a box lies in an array ``[C, z, y, x]`` whose first voxel is ``start``."""
     pairs = zip(*box, start, strict=True)
     return (slice(None), *(slice(a - s, b - s) for a, b, s in pairs))
 
@@ -174,15 +175,15 @@ def spline_coefficients(
     """
     shape = tuple(b - a for a, b in zip(*part, strict=True))
     out = np.empty((len(values), *shape))
-    for window, wide in _windows(part, lengths):
+    for window, wide in windows(part, lengths):
         common: Box = (
             tuple(map(max, window[0], part[0])),
             tuple(map(min, window[1], part[1])),
         )
-        cut = _inside(common, wide[0])
-        for channel, piece in enumerate(values[_inside(wide, start)]):
+        cut = inside(common, wide[0])
+        for channel, piece in enumerate(values[inside(wide, start)]):
             found = ndimage.spline_filter(piece.astype(np.float64), order=3, mode="mirror")
-            out[channel][_inside(common, part[0])[1:]] = found[cut[1:]]
+            out[channel][inside(common, part[0])[1:]] = found[cut[1:]]
     return out
 
 

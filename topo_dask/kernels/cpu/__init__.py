@@ -13,7 +13,7 @@ from topo_dask.kernels.cpu.nearest import label_runs, nearest_labels
 from topo_dask.kernels.cpu.pieces import pieces
 from topo_dask.kernels.cpu.poisson import flow_of_potential, poisson_flow, poisson_potential
 from topo_dask.kernels.cpu.rounds import Span, diffusion_round, field_types
-from topo_dask.kernels.cpu.tracking import foreground_voxels, interleave, track
+from topo_dask.kernels.cpu.tracking import foreground_voxels, interleave, track, track_voxels
 
 __all__ = [
     "Span",
@@ -44,4 +44,5 @@ __all__ = [
     "renamed",
     "rows_of",
     "track",
+    "track_voxels",
 ]

@@ -238,3 +238,56 @@ def track(
                 for a, b in blocks
             ],
         )
+
+
+def track_voxels(
+    flow: npt.NDArray[np.float32],
+    mask: npt.NDArray[Any],
+    *,
+    start: tuple[int, ...],
+    n_steps: int,
+    origin: tuple[int, ...],
+    shape: tuple[int, ...],
+    step_size: float,
+    interpolation: str = "nearest",
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """Track a particle from every voxel of a mask.
+
+    Parameters
+    ----------
+    flow, origin, shape, step_size, interpolation
+        See `track`.
+    mask
+        ``[Z,Y,X]``, foreground where not 0.
+    start
+        Global index of ``mask[0,0,0]``.
+    n_steps
+        Steps of each particle.
+
+    Returns
+    -------
+    ends
+        float64 ``[N,3]``: where each ended or left the array, in C order of the voxels.
+    steps_left
+        int32 ``[N]``: the steps that those that left still have.
+
+    Examples
+    --------
+    >>> flow = np.zeros((1, 1, 4, 4), np.float32)
+    >>> flow[..., 2] = 1
+    >>> place = {"start": (0, 0, 2), "origin": (0, 0, 0), "shape": (1, 1, 99)}
+    >>> track_voxels(flow, np.ones((1, 1, 1)), n_steps=9, step_size=1.0, **place)
+    (array([[0., 0., 4.]]), array([7], dtype=int32))
+    """
+    ends = foreground_voxels(mask, origin=start)
+    steps_left = np.full(len(ends), n_steps, dtype=np.int32)
+    track(
+        flow,
+        ends,
+        steps_left,
+        origin=origin,
+        shape=shape,
+        step_size=step_size,
+        interpolation=interpolation,
+    )
+    return ends, steps_left

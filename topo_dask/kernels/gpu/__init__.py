@@ -4,6 +4,19 @@ NumPy arrays in, NumPy arrays out; in between everything stays on the device, so
 the bus once in each direction.
 """
 
+from topo_dask.kernels.gpu.blend import blend_weight
+from topo_dask.kernels.gpu.cells import cell_numbers, cell_table
 from topo_dask.kernels.gpu.device import Device, find_device
+from topo_dask.kernels.gpu.tracking import foreground_voxels, interleave, track, track_voxels
 
-__all__ = ["Device", "find_device"]
+__all__ = [
+    "Device",
+    "blend_weight",
+    "cell_numbers",
+    "cell_table",
+    "find_device",
+    "foreground_voxels",
+    "interleave",
+    "track",
+    "track_voxels",
+]
