@@ -109,12 +109,11 @@ def first_particles(
         Those that left with steps still to make.
     """
     home, shape, settings = task
-    ends = cpu.foreground_voxels(mask, origin=core.start)
-    steps = np.full(len(ends), settings.n_steps, dtype=np.int32)
-    kernels_for(settings.backend).track(
+    ends, steps = kernels_for(settings.backend).track_voxels(
         flow,
-        ends,
-        steps,
+        mask,
+        start=core.start,
+        n_steps=settings.n_steps,
         origin=read.start,
         shape=shape,
         step_size=settings.step_size,

@@ -13,7 +13,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from topo_dask.errors import BackendUnavailable
-from topo_dask.kernels import cpu
+from topo_dask.kernels import cpu, gpu
 from topo_dask.kernels.gpu.device import Device, find_device, host_is_wanted
 
 PROCESSOR = "processor"
@@ -32,11 +32,17 @@ class Kernels:
     flow_errors = staticmethod(cpu.flow_errors)
     interleave = staticmethod(cpu.interleave)
     track = staticmethod(cpu.track)
+    track_voxels = staticmethod(cpu.track_voxels)
     cell_table = staticmethod(cpu.cell_table)
 
 
 class DeviceKernels(Kernels):
     """Those of a GPU, and the processor's where it has none."""
+
+    interleave = staticmethod(gpu.interleave)
+    track = staticmethod(gpu.track)
+    track_voxels = staticmethod(gpu.track_voxels)
+    cell_table = staticmethod(gpu.cell_table)
 
 
 @dataclass
