@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from topo_dask import compare, generate_diffusion_flows, segment, track_flows
 from topo_dask.grid import Region
 from topo_dask.kernels.parallel import starmap
-from topo_dask.storage import create_array
+from topo_dask.storage import create_array, open_array
 from topo_dask.testing import synthetic_tissue
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -250,3 +251,30 @@ def test_memory_that_grows_and_labels_that_are_wrong_are_told() -> None:
         text, good = scale.judged([first, outcome])
         assert good == (not words)
         assert [word for word in ("WRONG", "TOO MUCH") if word in text] == words
+
+
+def test_components_are_those_of_scipy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    components = module("components")
+    monkeypatch.setattr(components, "CHUNK", 24)
+    components.make(60, tmp_path / "mask.zarr")
+    mask = open_array(tmp_path / "mask.zarr", argument="mask", axes=(3,))[...]
+    assert np.array_equal(mask, components.mask_of(Region((0, 0, 0), (60, 60, 60))))
+    assert 0.2 < mask.mean() < 0.6
+    components.label("topo_dask", tmp_path / "mask.zarr", tmp_path / "labels.zarr")
+    assert float(capsys.readouterr().out) > 0
+    labels = open_array(tmp_path / "labels.zarr", argument="labels", axes=(3,))[...]
+    expected, count = ndimage.label(mask)
+    assert count > 3
+    assert np.array_equal(labels, expected)
+
+
+def test_what_components_are_compared_with_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    components = module("components")
+    monkeypatch.setattr(components, "NEEDED", {"dask-image": "no_such_module"})
+    with pytest.raises(SystemExit):
+        components.main([])
+    assert "pip install dask-image" in capsys.readouterr().err

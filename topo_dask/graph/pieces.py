@@ -237,17 +237,33 @@ def _names_of(labels: UInt64) -> npt.NDArray[np.int32]:
     return np.append(np.uint64(0), labels).astype(np.int32)
 
 
-def _chunk_pieces(
-    labels: npt.NDArray[Any], core: Region, shape: tuple[int, ...]
-) -> tuple[Face, BlockPieces]:
+@dataclass(frozen=True, eq=False)
+class Planned:
+    """What becomes of the pieces of all chunks.
+
+    Parameters
+    ----------
+    plan
+        Of all pieces, one chunk after the other.
+    offsets
+        How many pieces lie before those of each chunk.
+    sought
+        uint64, ascending: the instances that have small pieces.
+    """
+
+    plan: SplitPlan
+    offsets: Int64
+    sought: UInt64
+
+
+def _chunk_pieces(labels: npt.NDArray[Any], core: Region, shape: tuple[int, ...]) -> BlockPieces:
     check_not_negative(labels, argument="instances", where=f" in the block at {core.start}")
-    return pieces_of_block(labels, core, shape)
+    return pieces_of_block(labels, core, shape)[1]
 
 
 def _plan_chunks(
     parts: Sequence[BlockPieces], edges: Sequence[list[Int64]], grid: BlockGrid, ratio: float
-) -> tuple[SplitPlan, Int64]:
-    """What becomes of the pieces, and how many lie before those of each chunk."""
+) -> Planned:
     offsets = np.cumsum([0, *(len(p.ids) for p in parts)])
     whole = [np.zeros((0, 2), np.int64)]
     for number, along in enumerate(edges):
@@ -256,55 +272,48 @@ def _plan_chunks(
                 whole.append(pairs + offsets[[number, other]])
     names = ("ids", "voxels", "first")
     ids, voxels, first = (np.concatenate([getattr(p, n) for p in parts]) for n in names)
-    return plan_split(ids, voxels, first, np.concatenate(whole), ratio), offsets
+    plan = plan_split(ids, voxels, first, np.concatenate(whole), ratio)
+    return Planned(plan, offsets, np.unique(ids[plan.small]))
 
 
-def _paint_chunk(
-    number: Face, planned: tuple[SplitPlan, Int64], block: int
-) -> npt.NDArray[np.int32]:
-    plan, offsets = planned
-    return _names_of(plan.labels[offsets[block] : offsets[block + 1]])[number]
+def _painted(labels: npt.NDArray[Any], planned: Planned, block: int) -> npt.NDArray[np.int32]:
+    """A chunk with the labels of its large pieces, 0 for small ones."""
+    number, *_ = cpu.pieces(labels)
+    first, stop = planned.offsets[block], planned.offsets[block + 1]
+    return _names_of(planned.plan.labels[first:stop])[number]
 
 
-def _sought(wanted: Sequence[Wanted]) -> Int64:
-    """The instances that have small pieces anywhere."""
-    found = [np.unique(w.groups) for w in wanted if w.groups is not None]
-    return np.unique(np.concatenate(found))
-
-
-def _sought_runs(
-    split: npt.NDArray[np.int32],
-    core: Region,
-    planned: tuple[SplitPlan, Int64],
-    sought: Int64,
-) -> LabelRuns:
+def _sought_runs(labels: npt.NDArray[Any], core: Region, planned: Planned, block: int) -> LabelRuns:
     """The runs of a chunk's large pieces of instances that have small ones."""
-    runs = cpu.label_runs(split, origin=core.start)
-    return runs.take(np.isin(_group_of(planned[0], runs.ids), sought))
+    if not np.isin(np.unique(labels).astype(np.uint64), planned.sought).any():
+        return cpu.label_runs(np.zeros(core.shape, np.uint8), origin=core.start)
+    runs = cpu.label_runs(_painted(labels, planned, block), origin=core.start)
+    ids = _group_of(planned.plan, runs.ids).view(np.uint64)
+    return runs.take(np.isin(ids, planned.sought))
 
 
-def _absorb_chunk(
-    split: npt.NDArray[np.int32],
-    core: Region,
-    wanted: Wanted,
-    runs: LabelRuns,
-    planned: tuple[SplitPlan, Int64],
+def _split_chunk(
+    labels: npt.NDArray[Any], core: Region, planned: Planned, block: int, runs: LabelRuns
 ) -> npt.NDArray[np.int32]:
-    groups = _group_of(planned[0], runs.ids)
-    _, nearest = cpu.nearest_labels(wanted.points, runs, groups=wanted.groups, group_of=groups)
-    out = split.copy()
-    out[tuple((wanted.points - np.asarray(core.start)).T)] = nearest.astype(np.int32)
+    """A chunk with its new labels; ``runs`` are those of `_sought_runs` of all chunks."""
+    out = _painted(labels, planned, block)
+    first, stop = planned.offsets[block], planned.offsets[block + 1]
+    if planned.plan.small[first:stop].any():
+        wanted = small_voxels(labels, out, core.start)
+        groups = _group_of(planned.plan, runs.ids)
+        _, nearest = cpu.nearest_labels(wanted.points, runs, groups=wanted.groups, group_of=groups)
+        out[tuple((wanted.points - np.asarray(core.start)).T)] = nearest.astype(np.int32)
     return out
 
 
 def _split_lazily(labels: da.Array, ratio: float) -> da.Array:
+    """Pieces are found again when they are painted: until all are known only tables are kept."""
     grid, source = grid_of(labels, argument="instances"), Source.of(labels)
     chunks = [source.read(core) for core in grid]
-    found = [
-        delayed(_chunk_pieces, nout=2)(chunk, core, grid.shape)
+    parts = [
+        delayed(_chunk_pieces)(chunk, core, grid.shape)
         for chunk, core in zip(chunks, grid, strict=True)
     ]
-    parts = [part for _, part in found]
     edges = [
         delayed(edges_of_faces)(
             parts[n], [None if o is None else parts[o] for o in next_blocks(n, grid)]
@@ -312,22 +321,16 @@ def _split_lazily(labels: da.Array, ratio: float) -> da.Array:
         for n in range(len(grid))
     ]
     planned = delayed(_plan_chunks)(parts, edges, grid, ratio)
-    split = [delayed(_paint_chunk)(number, planned, n) for n, (number, _) in enumerate(found)]
-    wanted = [
-        delayed(small_voxels)(chunk, painted, core.start)
-        for chunk, painted, core in zip(chunks, split, grid, strict=True)
-    ]
-    sought = delayed(_sought)(wanted)
     runs = [
-        delayed(_sought_runs)(painted, core, planned, sought)
-        for painted, core in zip(split, grid, strict=True)
+        delayed(_sought_runs)(chunk, core, planned, n)
+        for n, (chunk, core) in enumerate(zip(chunks, grid, strict=True))
     ]
     everything = delayed(join_runs)(runs, grid.shape)
-    absorbed = [
-        delayed(_absorb_chunk)(painted, core, some, everything, planned)
-        for painted, core, some in zip(split, grid, wanted, strict=True)
+    blocks = [
+        delayed(_split_chunk)(chunk, core, planned, n, everything)
+        for n, (chunk, core) in enumerate(zip(chunks, grid, strict=True))
     ]
-    return assemble(absorbed, grid, dtype=np.int32)
+    return assemble(blocks, grid, dtype=np.int32)
 
 
 def split_disconnected(instances: Any, min_fragment_ratio: float = 0.1) -> Any:
@@ -349,7 +352,8 @@ def split_disconnected(instances: Any, min_fragment_ratio: float = 0.1) -> Any:
     -------
     int32 ``[Z,Y,X]``: 0 background, 1..K by instance, then by first voxel in C order. NumPy for
     NumPy, lazy for dask: the same labels, whatever the chunks. The lazy graph brings the runs of
-    the instances that have small pieces together in one task.
+    the instances that have small pieces together in one task. Of a mask, with a ratio of 0, these
+    are its 6-connected components.
 
     Raises
     ------
