@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from topo_dask.cli import main
 from topo_dask.config import FlowSettings, SegmentSettings
 from topo_dask.errors import BackendUnavailable, InvalidArgument
 from topo_dask.kernels.backends import device_for, noting
+from topo_dask.run.cluster_options import ClusterOptions
 from topo_dask.run.ledger import fingerprint
+from topo_dask.storage import RECORD
 
 GPU_HERE = device_for("auto")[0] is not None
 no_gpu = pytest.mark.skipif(GPU_HERE, reason="there is a GPU")
@@ -88,7 +91,7 @@ def test_runs_take_a_backend(name: str, tmp_path: Path) -> None:
 def test_workers_without_a_gpu_are_named_before_work(tmp_path: Path) -> None:
     with (
         topo_dask.cluster.start("local", workers=1) as running,
-        pytest.raises(BackendUnavailable, match=r"1 of 1 workers have none, tcp://.*NVIDIA"),
+        pytest.raises(BackendUnavailable, match=r"1 of 1 workers have none .tcp://.*NVIDIA"),
     ):
         topo_dask.segment(FLOW, tmp_path / "out.zarr", cluster=running, backend="gpu")
     assert not list(tmp_path.iterdir())
@@ -135,3 +138,34 @@ def test_command_line_takes_a_backend(tmp_path: Path) -> None:
         assert done.exit_code == 1
         assert "NVIDIA" in done.output
     assert CliRunner().invoke(main, [*command, "cpu"]).exit_code == 0
+
+
+@no_gpu
+def test_plan_says_what_would_compute_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planned(backend: str, cluster: Any = "sync") -> Any:
+        return topo_dask.plan(
+            "segment", FLOW, foreground=LABELS, cluster=cluster, backend=backend, sample=0
+        )
+
+    def decision(backend: str, cluster: Any = "sync") -> str:
+        found = [d for d in planned(backend, cluster).decisions if d.name == "backend"]
+        return "; ".join(map(str, found))
+
+    assert decision("cpu") == "processor: as asked"
+    assert re.fullmatch("processor: there is no .*|processor: the NVIDIA .*", decision("auto"))
+    assert "every worker" in decision("auto", ClusterOptions("slurm", cores=1, memory="1GB"))
+    assert any("backend='gpu', but" in problem for problem in planned("gpu").problems)
+    monkeypatch.setenv("TOPO_DASK_GPU_DEVICE", "host")
+    assert decision("gpu").startswith("host (CUDA sources run on the CPU): as asked")
+    assert not planned("gpu").problems
+
+
+def test_result_and_record_say_what_computed(tmp_path: Path) -> None:
+    made = topo_dask.segment(
+        FLOW, tmp_path / "out.zarr", foreground=LABELS, blocks=4, cluster="sync", backend="cpu"
+    )
+    assert re.fullmatch(r"processor \(\d+ tasks\)", made.details["computed on"])
+    record = json.loads(next(tmp_path.rglob(RECORD)).read_text())
+    stages = {s["stage"]: s["computed_on"] for s in record["attempts"][-1]["stages"]}
+    assert stages["track"] == {"processor": 4}
+    assert stages["number"] == {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from topo_dask.errors import InvalidArgument, InvalidType
@@ -21,6 +21,17 @@ def choice(argument: str, value: Any, known: Sequence[Any]) -> None:
     if value not in known:
         names = ", ".join(map(str, known))
         raise InvalidArgument(argument, repr(value), f"one of: {names}", "Choose one of these.")
+
+
+def counting(settings: Any) -> dict[str, Any]:
+    """The fields of frozen settings that count when they are compared: what says what is made.
+
+    Examples
+    --------
+    >>> "backend" in counting(FlowSettings())
+    False
+    """
+    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.compare}
 
 
 def number(

@@ -58,7 +58,7 @@ _COMPUTED: ContextVar[Computed | None] = ContextVar("computed", default=None)
 
 @contextmanager
 def noting() -> Iterator[Computed]:
-    """Note what computes in this thread meanwhile.
+    """Note what computes in this thread meanwhile, a task; its device memory is given back.
 
     Examples
     --------
@@ -73,6 +73,8 @@ def noting() -> Iterator[Computed]:
         yield found
     finally:
         _COMPUTED.reset(token)
+        if found.where - {PROCESSOR}:
+            find_device().release()
 
 
 def _note(where: str) -> None:

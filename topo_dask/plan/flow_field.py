@@ -128,6 +128,11 @@ class SegmentWork(StepsWork):
     halo: Any = "auto"
     refine: RefineSettings = AS_FOUND
 
+    @property
+    def backend(self) -> str:
+        """See `Work`."""
+        return self.settings.backend
+
     def decisions(self) -> Iterator[Decision]:
         """See `Work`."""
         reach = self.settings.n_steps * self.settings.step_size
@@ -305,6 +310,11 @@ class ClassesWork(Work):
     """
 
     classes: tuple[tuple[str, SegmentWork], ...]
+
+    @property
+    def backend(self) -> str:
+        """See `Work`."""
+        return self.classes[0][1].backend
 
     def decisions(self) -> Iterator[Decision]:
         """See `Work`."""

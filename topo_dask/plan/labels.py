@@ -93,6 +93,11 @@ class FlowsWork(InstancesWork):
     zarr_format: int = 3
 
     @property
+    def backend(self) -> str:
+        """See `Work`."""
+        return self.settings[0].backend
+
+    @property
     def masked(self) -> bool:
         """Whether there is a spatial mask."""
         return len(self.inputs) > 1

@@ -55,6 +55,34 @@ def readable_seconds(seconds: float | None) -> str:
 
 
 @dataclass(frozen=True)
+class DeviceFacts:
+    """The GPU of a worker, as a plan knows it.
+
+    Parameters
+    ----------
+    name
+        Empty where the processor computes.
+    memory
+        Bytes that it has.
+    why
+        Why this one, or why none.
+    known
+        Whether that can be known before workers begin.
+    """
+
+    name: str = ""
+    memory: int | None = None
+    why: str = ""
+    known: bool = True
+
+
+UNKNOWN = DeviceFacts(why="every worker takes a GPU that it has, else the processor", known=False)
+"""Workers that cannot be asked yet."""
+
+PROCESSOR = DeviceFacts()
+
+
+@dataclass(frozen=True)
 class Machine:
     """Where a run would go.
 
@@ -70,6 +98,8 @@ class Machine:
         Limit of each process in bytes; ``None`` where none is known.
     base
         Bytes of a process that runs no task.
+    device
+        What computes in each.
     """
 
     name: str
@@ -77,6 +107,12 @@ class Machine:
     threads: int = 1
     memory: int | None = None
     base: int = IMPORTED + COMPILED
+    device: DeviceFacts = PROCESSOR
+
+    @property
+    def on_a_card(self) -> int:
+        """Tasks that share a GPU at once: those of all workers, unless each has its own."""
+        return 1 if self.name.startswith("gpu") else self.slots
 
     @property
     def slots(self) -> int:
@@ -108,6 +144,8 @@ class StagePlan:
         Written by all tasks.
     seconds
         Of all tasks on one core; ``None`` where nothing was sampled.
+    device_bytes
+        Most memory of one of them on a GPU, where one computes; 0 where no kernel of it does.
     """
 
     name: str
@@ -117,6 +155,7 @@ class StagePlan:
     write_bytes: int = 0
     files: int = 0
     seconds: float | None = None
+    device_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -253,6 +292,23 @@ class Plan:
         limit = self.machine.memory
         return limit is not None and self.worker_bytes > WARN_ABOVE * limit
 
+    @property
+    def device_largest(self) -> StagePlan:
+        """The stage whose tasks need the most memory of a GPU."""
+        return max(self.stages, key=lambda stage: stage.device_bytes)
+
+    @property
+    def device_bytes(self) -> int:
+        """Most memory that tasks take at once on a GPU, if one computes."""
+        most = self.device_largest
+        return most.device_bytes * min(self.machine.on_a_card, most.tasks)
+
+    @property
+    def device_tight(self) -> bool:
+        """Whether that is more than the GPU has."""
+        limit = self.machine.device.memory
+        return limit is not None and self.device_bytes > limit
+
     def with_problem(self, problem: str) -> Plan:
         """The same with one more problem."""
         return replace(self, problems=(*self.problems, problem))
@@ -276,6 +332,7 @@ class Plan:
             "task_bytes": self.largest.task_bytes,
             "worker_bytes": self.worker_bytes,
             "fits": self.fits,
+            "device_bytes": self.device_bytes,
             "read_bytes": self.read_bytes,
             "write_bytes": self.write_bytes,
             "output": asdict(self.output),
@@ -309,11 +366,26 @@ class Plan:
             *((decision.name, str(decision)) for decision in self.decisions),
             ("runs on", str(machine)),
             ("memory", memory),
+            *self._device(),
             ("output", str(self.output)),
             ("scratch", str(self.scratch)),
             ("time", f"about {readable_seconds(self.seconds)}" if timed else "not sampled"),
             *(("problem", problem) for problem in self.problems),
         ]
+
+    def _device(self) -> list[tuple[str, str]]:
+        """The line about a GPU's memory."""
+        device, most = self.machine.device, self.device_largest
+        if not device.name or device.memory is None:
+            return []
+        at_once = min(self.machine.on_a_card, most.tasks)
+        fits = "blocks are computed in parts" if self.device_tight else "fits"
+        text = (
+            f"at most {readable_bytes(self.device_bytes)} of its {readable_bytes(device.memory)} "
+            f"({fits}): {readable_bytes(most.device_bytes)}{f' x {at_once}' * (at_once > 1)} "
+            f"in {most.name}"
+        )
+        return [("GPU", text)]
 
     def _table(self) -> list[tuple[str, ...]]:
         head = ("stage", "tasks", "memory/task", "reads", "writes", "files", "core time")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -122,6 +122,11 @@ class Work(ABC):
     inputs: tuple[Volume, ...]
 
     @property
+    def backend(self) -> str:
+        """What is to compute; empty where no kernel of it runs on a GPU."""
+        return ""
+
+    @property
     def voxels(self) -> int:
         """Of the volume."""
         return math.prod(self.grid.shape)
@@ -161,7 +166,7 @@ class Work(ABC):
             self.what,
             self.grid,
             stages,
-            tuple(self.decisions()),
+            (*self.decisions(), *self._computes(machine)),
             machine,
             self.output(),
             self.scratch(stages),
@@ -172,6 +177,18 @@ class Work(ABC):
         """What stands against a plan of it."""
         if plan.tight:
             yield f"{too_much(plan)}. {advice(self, plan.machine)}"
+        device = plan.machine.device
+        if self.backend == "gpu" and device.known and not device.name:
+            yield f"backend='gpu', but {device.why}. Choose backend='auto' (--backend auto)."
+        if plan.device_tight:
+            yield f"{too_much_on_device(plan)}. {advice_for_device(self, plan.machine)}"
+
+    def _computes(self, machine: Machine) -> Iterator[Decision]:
+        """What computes, and why."""
+        if self.backend:
+            device = machine.device
+            value = device.name or ("processor" if device.known else f"{self.backend!r}")
+            yield Decision("backend", value, device.why)
 
 
 def too_much(plan: Plan) -> str:
@@ -191,7 +208,32 @@ def advice(work: Work, machine: Machine) -> str:
     return f"blocks={blocks} would fit (--blocks {','.join(map(str, blocks))})."
 
 
-def fitting_blocks(work: Work, machine: Machine) -> tuple[int, ...] | None:
+def too_much_on_device(plan: Plan) -> str:
+    """What a plan needs of a GPU and what there is, for people."""
+    device = plan.machine.device
+    assert device.memory is not None
+    return (
+        f"stage {plan.device_largest.name} may need {readable_bytes(plan.device_bytes)} on "
+        f"{device.name}, which has {readable_bytes(device.memory)}: what does not fit is computed "
+        "in parts, which takes longer"
+    )
+
+
+def advice_for_device(work: Work, machine: Machine) -> str:
+    """Which blocks would fit on a GPU, or what else to do."""
+    blocks = fitting_blocks(work, machine, lambda plan: not plan.device_tight)
+    if blocks is None:
+        return "No block shape fits: run fewer tasks at once on a GPU (cluster='gpu': one)."
+    return f"blocks={blocks} would fit (--blocks {','.join(map(str, blocks))})."
+
+
+def _fits(plan: Plan) -> bool:
+    return not plan.tight
+
+
+def fitting_blocks(
+    work: Work, machine: Machine, fits: Callable[[Plan], bool] = _fits
+) -> tuple[int, ...] | None:
     """The largest blocks, each axis halved as often as needed, that a worker has room for."""
     blocks = list(work.grid.largest)
     while max(blocks) > SMALLEST:
@@ -202,7 +244,7 @@ def fitting_blocks(work: Work, machine: Machine) -> tuple[int, ...] | None:
             found = Plan("", smaller.grid, tuple(smaller.stages(machine)), (), machine, *_NOTHING)
         except InvalidArgument:  # blocks that this job cannot have
             return None
-        if not found.tight:
+        if fits(found):
             return tuple(blocks)
     return None
 

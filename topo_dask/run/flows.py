@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from topo_dask.config import FlowSettings
+from topo_dask.config import FlowSettings, counting
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.annotated import (
     boxes_around,
@@ -285,7 +284,7 @@ def flows(
         (made,) = run_stages(run, [job], inputs, mark, given)
         details = _details(run, job, made, began)
         array = place.publish(
-            geometry=geometry_of(source), attributes={"fingerprint": final, **_plain(settings)}
+            geometry=geometry_of(source), attributes={"fingerprint": final, **counting(settings)}
         )
     return RunResult(array, place.path, _title(settings, grid), time.monotonic() - began, details)
 
@@ -424,11 +423,6 @@ def _prepared(run: Run, job: FlowJob, mark: str) -> tuple[FlowJob, Choice | Solv
     return run_rounds(run, job, choice.rounds, mark) if choice.rounds else job, choice
 
 
-def _plain(settings: FlowSettings) -> dict[str, Any]:
-    """What says what the flows are, not what computed them."""
-    return {f.name: getattr(settings, f.name) for f in fields(settings) if f.compare}
-
-
 def _title(settings: FlowSettings, grid: BlockGrid) -> str:
     kind = "direct" if settings.method == "direct" else f"{settings.potential} diffusion"
     return f"Flows ({kind}) of {'x'.join(map(str, grid.shape))} voxels"
@@ -442,7 +436,7 @@ def _details(
         "instances": instances,
         "blocks": repr(job.grid),
         "speed": speed(job.volume.size, time.monotonic() - began),
-        "ran on": run.engine.name,
+        **run.where,
     }
     if choice is not None:
         details["context"] = str(choice)

@@ -22,7 +22,14 @@ from topo_dask.errors import (
     TopoError,
 )
 from topo_dask.grid import BlockGrid, as_lengths
-from topo_dask.plan.work import Volume, Work, advice, too_much
+from topo_dask.plan.work import (
+    Volume,
+    Work,
+    advice,
+    advice_for_device,
+    too_much,
+    too_much_on_device,
+)
 from topo_dask.run.devices import check_devices, wanted_on
 from topo_dask.run.dry import DryRun, nowhere
 from topo_dask.run.execute import Cluster, Engine, open_engine
@@ -115,12 +122,19 @@ class Run:
     output: Output
     engine: Engine
     ledger: Ledger
+    record: Record
     started: float = field(default_factory=time.monotonic)
 
     @property
     def work(self) -> Path:
         """The work directory."""
         return self.output.scratch
+
+    @property
+    def where(self) -> dict[str, str]:
+        """Where it ran and what computed, for the result's details."""
+        computed_on = self.record.computed_on
+        return {"ran on": self.engine.name} | ({"computed on": computed_on} if computed_on else {})
 
 
 @dataclass(frozen=True)
@@ -138,7 +152,7 @@ class PartOfRun(Run):
 def part_of_run(run: Run, folder: str, title: str) -> PartOfRun:
     """A part of a run; the title stands before the names of its stages."""
     ledger = Ledger(run.output.scratch / folder, title=f"{title}/")
-    return PartOfRun(run.output, run.engine, ledger, run.started, folder)
+    return PartOfRun(run.output, run.engine, ledger, run.record, run.started, folder)
 
 
 @contextmanager
@@ -169,12 +183,30 @@ def open_run(
             folder = output.scratch
             about = {"output": output.path, "settings": settings, "blocks": options.blocks}
             record = Record(output.record, about, repr(engine))
-            outer, engine.recorder = engine.recorder, record.add
+            outer, engine.recorder = engine.recorder, _Recorder(record)
             try:
                 with record.watching(), _disks_named(output):
-                    yield Run(output, engine, Ledger(folder))
+                    yield Run(output, engine, Ledger(folder), record)
             finally:
                 engine.recorder = outer
+
+
+@dataclass
+class _Recorder:
+    """Keeps what stages say; the first that lacks device memory is said aloud."""
+
+    record: Record
+    said: bool = False
+
+    def __call__(self, stage: dict[str, Any]) -> None:
+        """A stage is over."""
+        self.record.add(stage)
+        if stage["in_parts"] and not self.said:
+            self.said = True
+            text = f"stage {stage['stage']}: device memory was too small for {stage['in_parts']} "
+            text += f"of {stage['done']} tasks, which were computed in parts. The result is the "
+            text += "same; smaller blocks, or fewer tasks at once on a GPU, would be faster."
+            warnings.warn(text, TightMemory, stacklevel=2)
 
 
 def check_memory(work: Work, engine: Engine) -> None:
@@ -185,8 +217,11 @@ def check_memory(work: Work, engine: Engine) -> None:
     MemoryTooSmall
         It does not suffice; the blocks that would fit are named.
     """
-    machine = machine_of(engine)
+    machine = machine_of(engine, backend=work.backend)
     plan = work.plan(machine)
+    if plan.device_tight:
+        text = f"{too_much_on_device(plan)}. {advice_for_device(work, machine)}"
+        warnings.warn(text, TightMemory, stacklevel=5)
     if not plan.tight:
         return
     if plan.fits:

@@ -10,10 +10,11 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from topo_dask.config import counting
 from topo_dask.run.execute import Engine, Order
 from topo_dask.run.items import Each
 
@@ -31,8 +32,7 @@ def fingerprint(*parts: Any) -> str:
 
     def plain(value: Any) -> Any:
         if is_dataclass(value) and not isinstance(value, type):
-            counting = {f.name: getattr(value, f.name) for f in fields(value) if f.compare}
-            return {"is": type(value).__name__, **counting}
+            return {"is": type(value).__name__, **counting(value)}
         return str(value)
 
     text = json.dumps(parts, default=plain, sort_keys=True)

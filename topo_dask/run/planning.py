@@ -117,5 +117,5 @@ def planned(function: Callable[..., Any], given: Mapping[str, Any], cluster: Clu
     try:
         function(**given, cluster=DryRun(cluster))
     except Ended as ended:
-        return ended.work.plan(machine_of(cluster))
+        return ended.work.plan(machine_of(cluster, backend=ended.work.backend))
     raise AssertionError("the job did not end where work begins")

@@ -10,9 +10,12 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
+
+from topo_dask.kernels.backends import noting
 
 QUIET_S = (10.0, 60.0)
 """In batch logs, one line every so many seconds: at first, and of a stage that takes long."""
@@ -144,8 +147,16 @@ def progress_display(progress: bool | None) -> Display | None:
 # ------------------------------------------------------------------------------------- tasks
 
 
-Usage = tuple[str, float, int, int, int]
-"""Of a task: process, seconds, bytes that the process had moved before and after, peak memory."""
+class Usage(NamedTuple):
+    """Of a task: what its process had moved before and after, in bytes; what computed."""
+
+    process: str
+    seconds: float
+    moved_before: int
+    moved_after: int
+    peak_memory: int
+    computed_on: tuple[str, ...] = ()
+    in_parts: int = 0
 
 
 def bytes_moved() -> int:
@@ -174,10 +185,13 @@ class Measured:
     def __call__(self, item: Any) -> tuple[Any, Usage]:
         """Its result, and what this call used."""
         began, before = time.perf_counter(), bytes_moved()
-        result = self.function(item)
+        with noting() as computed:
+            result = self.function(item)
         seconds = time.perf_counter() - began
         process = f"{socket.gethostname()}:{os.getpid()}"
-        return result, (process, seconds, before, bytes_moved(), peak_memory())
+        where = tuple(sorted(computed.where))
+        moved = before, bytes_moved()
+        return result, Usage(process, seconds, *moved, peak_memory(), where, computed.in_parts)
 
 
 class Progress:
@@ -205,7 +219,8 @@ class Progress:
     ) -> None:
         self.stage, self.blocks, self.voxels = stage, blocks, voxels
         self.display, self.about = display, about
-        self.done = self.voxels_done = self.bytes = self.peak = self.retries = 0
+        self.done = self.voxels_done = self.bytes = self.peak = self.retries = self.in_parts = 0
+        self.computed_on: Counter[str] = Counter()
         self.busy = 0.0
         self.started = time.monotonic()
         self._moved: dict[str, int] = {}
@@ -217,11 +232,13 @@ class Progress:
 
     def step(self, voxels: int, usage: Usage) -> None:
         """One block more is done."""
-        process, seconds, before, after, peak = usage
+        process, after = usage.process, usage.moved_after
         # Tasks of one process overlap: what it has moved since the last one counts once.
-        self.bytes += max(0, after - self._moved.get(process, before))
+        self.bytes += max(0, after - self._moved.get(process, usage.moved_before))
         self._moved[process] = max(after, self._moved.get(process, 0))
-        self.peak, self.busy = max(self.peak, peak), self.busy + seconds
+        self.peak, self.busy = max(self.peak, usage.peak_memory), self.busy + usage.seconds
+        self.computed_on.update(usage.computed_on)
+        self.in_parts += usage.in_parts > 0
         self.done += 1
         self.voxels_done += voxels
 
@@ -261,6 +278,8 @@ class Progress:
             "peak_memory": self.peak,
             "processes": len(self._moved),
             "tried_again": self.retries,
+            "computed_on": dict(sorted(self.computed_on.items())),
+            "in_parts": self.in_parts,
         }
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from datetime import UTC, datetime
@@ -82,6 +83,22 @@ class Record:
         self.attempt["last_word"] = now()
         with contextlib.suppress(OSError):  # a full disk: what the run itself says of it matters
             self._write()
+
+    @property
+    def computed_on(self) -> str:
+        """What computed, in all attempts, and how many tasks; empty where nothing says so."""
+        tasks: Counter[str] = Counter()
+        in_parts = 0
+        for attempt in self.content["attempts"]:
+            for stage in attempt.get("stages", ()):
+                tasks.update(stage.get("computed_on", {}))
+                in_parts += stage.get("in_parts", 0)
+        names = [f"{name} ({count} tasks)" for name, count in sorted(tasks.items())]
+        text = ", ".join(names)
+        if in_parts:
+            text += f"; {in_parts} tasks in parts, for device memory was too small: smaller blocks"
+            text += " are faster"
+        return text
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

@@ -544,7 +544,7 @@ def segment(
         geometry = geometry_of(field if mask is None else mask)
         array = place.publish_labels(geometry=geometry, attributes={"fingerprint": final})
     seconds = time.monotonic() - began
-    details |= {"speed": speed(grid_voxels(grid), seconds), "ran on": run.engine.name}
+    details |= {"speed": speed(grid_voxels(grid), seconds), **run.where}
     return SegmentResult(array, place.path, title, seconds, details)
 
 

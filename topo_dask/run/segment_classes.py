@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from topo_dask.classes import ClassInstances
-from topo_dask.config import RefineSettings, SegmentSettings, number
+from topo_dask.config import RefineSettings, SegmentSettings, counting, number
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.check import check_probabilities
 from topo_dask.graph.scale import check_scaled_class_flows, scaled_store
@@ -143,7 +143,7 @@ def segment_classes(
     semantic, field, scale = _open_inputs(probabilities, flows, scale)
     count, *lengths = (int(n) for n in semantic.shape)
     known = instance_methods(class_names, count, class_config, resolution_nm)
-    methods = _settings(known, interpolation)
+    methods = _settings(known, interpolation, options.backend)
     grid = options.grid(tuple(lengths))
     place = options.output(output, [semantic, field])
     inputs = [input_mark(field), input_mark(semantic), threshold, scale]
@@ -165,7 +165,7 @@ def segment_classes(
                 scaled_store(Row(along, 3 * c, 3), scale),
                 cast(AnyArray, Row(read, c)),
                 threshold,
-                replace(how, backend=options.backend),
+                how,
                 grid,
                 halo,
                 part.work,
@@ -178,14 +178,14 @@ def segment_classes(
             geometry=geometry_of(semantic),
             attributes={
                 "fingerprint": final,
-                "classes": {n: asdict(m) for n, m in methods.items()},
+                "classes": {n: counting(m) for n, m in methods.items()},
             },
         )
     seconds = time.monotonic() - began
     details = _details(methods, found) | {
         "blocks": repr(grid),
         "speed": speed(count * math.prod(grid.shape), seconds),
-        "ran on": run.engine.name,
+        **run.where,
     }
     array = place.open(LABELS)
     return ClassesResult(array, place.path, title, seconds, details, class_names=names)
@@ -199,14 +199,17 @@ def _open_inputs(probabilities: Any, flows: Any, scale: Any) -> tuple[Any, Any, 
     return semantic, field, check_scaled_class_flows(field, scale, semantic, **fit)
 
 
-def _settings(methods: dict[str, ClassInstances], interpolation: str) -> dict[str, SegmentSettings]:
+def _settings(
+    methods: dict[str, ClassInstances], interpolation: str, backend: str
+) -> dict[str, SegmentSettings]:
     """Those of each class; raises unless every class can name a file."""
     for name in methods:
         if name in ("", ".", "..") or PurePath(name).name != name or "\0" in name:
             do = "Rename the class: its table of instances is a file of that name."
             raise InvalidArgument("class_names", repr(name), "names that files can have", do)
     return {
-        n: SegmentSettings(**asdict(m), interpolation=interpolation) for n, m in methods.items()
+        n: SegmentSettings(**asdict(m), interpolation=interpolation, backend=backend)
+        for n, m in methods.items()
     }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from topo_dask.classes import ClassMethod, class_methods
-from topo_dask.config import FlowSettings, choice, number
+from topo_dask.config import FlowSettings, choice, counting, number
 from topo_dask.graph.check import check_labels
 from topo_dask.graph.targets import foreground_of_block
 from topo_dask.grid import BlockGrid, as_lengths
@@ -210,10 +210,8 @@ def flow_targets(
 
 
 def _plain(method: ClassMethod) -> dict[str, Any]:
-    """What says what the targets are, not what computed them."""
-    counting = {f.name for f in fields(method.settings) if f.compare}
-    settings = {name: value for name, value in asdict(method.settings).items() if name in counting}
-    return asdict(method) | {"settings": settings}
+    """What the attributes of the output say of a class."""
+    return asdict(method) | {"settings": counting(method.settings)}
 
 
 def _work(
@@ -287,5 +285,5 @@ def _details(
         **details,
         "blocks": repr(grid),
         "speed": speed(len(methods) * math.prod(grid.shape), seconds),
-        "ran on": run.engine.name,
+        **run.where,
     }

@@ -24,6 +24,9 @@ from topo_dask.kernels.gpu.host import HostDevice
 CHOICE = "TOPO_DASK_GPU_DEVICE"
 """Environment variable: "host" runs the CUDA sources on the CPU, slowly. For tests."""
 
+SHARE = "CUPY_GPU_MEMORY_LIMIT"
+"""Environment variable of CuPy: bytes, or a part like "90%", that this process may take."""
+
 THREADS = 256
 """Threads of a block."""
 
@@ -66,6 +69,12 @@ class Device(Protocol):
     def free_memory_bytes(self) -> int:
         """How much more can be taken now."""
 
+    def memory_bytes(self) -> int:
+        """How much this process may take at most."""
+
+    def release(self) -> None:
+        """Let other processes have what is not used now."""
+
 
 class CudaDevice:
     """The current GPU of this process, through CuPy."""
@@ -75,6 +84,7 @@ class CudaDevice:
         number = self.xp.cuda.Device().id
         facts = self.xp.cuda.runtime.getDeviceProperties(number)
         self.name: str = facts["name"].decode()
+        self._memory = int(facts["totalGlobalMem"])
         self._modules: dict[str, Any] = {}
         self._lock = threading.Lock()
 
@@ -133,6 +143,16 @@ class CudaDevice:
         free = self.xp.cuda.runtime.memGetInfo()[0] + pool.free_bytes()
         limit = pool.get_limit()
         return int(min(free, limit - pool.used_bytes()) if limit else free)
+
+    def memory_bytes(self) -> int:
+        """See `Device`."""
+        limit = int(self.xp.get_default_memory_pool().get_limit())
+        return min(self._memory, limit) if limit else self._memory
+
+    def release(self) -> None:
+        """See `Device`; a process that was given a share of the memory keeps it."""
+        if SHARE not in os.environ:
+            self.xp.get_default_memory_pool().free_all_blocks()
 
 
 def _no_driver() -> str:

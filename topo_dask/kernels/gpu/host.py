@@ -112,7 +112,14 @@ class HostDevice:
 
     def free_memory_bytes(self) -> int:
         """See `Device`."""
-        return int(os.environ.get(MEMORY, 2**33)) - self._used
+        return self.memory_bytes() - self._used
+
+    def memory_bytes(self) -> int:
+        """See `Device`."""
+        return int(os.environ.get(MEMORY, 2**33))
+
+    def release(self) -> None:
+        """See `Device`; nothing is held back."""
 
 
 def _c_type(parameter: sources.Parameter) -> Any:
