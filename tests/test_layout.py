@@ -81,6 +81,8 @@ MANY_PARAMETERS: dict[str, str] = {
     "run/targets.py:flow_targets": RUN_BY_NAME,
     "kernels/cpu/rounds.py:diffusion_round": "the whole definition of the field of one block",
     "kernels/cpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
+    "kernels/gpu/diffusion.py:diffusion_round": "the whole definition of the field of one block",
+    "kernels/gpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
     "kernels/reference.py:diffusion_flow": "the whole definition of the field of one block",
 }
 

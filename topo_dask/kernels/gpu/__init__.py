@@ -7,14 +7,22 @@ the bus once in each direction.
 from topo_dask.kernels.gpu.blend import blend_weight
 from topo_dask.kernels.gpu.cells import cell_numbers, cell_table
 from topo_dask.kernels.gpu.device import Device, find_device
+from topo_dask.kernels.gpu.diffusion import Span, diffusion_flow, diffusion_round, field_types
+from topo_dask.kernels.gpu.direct import direct_flow, flow_errors
 from topo_dask.kernels.gpu.tracking import foreground_voxels, interleave, track, track_voxels
 
 __all__ = [
     "Device",
+    "Span",
     "blend_weight",
     "cell_numbers",
     "cell_table",
+    "diffusion_flow",
+    "diffusion_round",
+    "direct_flow",
+    "field_types",
     "find_device",
+    "flow_errors",
     "foreground_voxels",
     "interleave",
     "track",

@@ -10,7 +10,7 @@ import functools
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -57,11 +57,14 @@ class Device(Protocol):
     def zeros(self, shape: int | tuple[int, ...], dtype: Any) -> Any:
         """Give an array of zeros."""
 
-    def launch(self, source: str, kernel: str, count: int, *arguments: Any) -> None:
-        """Run a kernel of a source once for each of ``count`` items.
+    def prepare(self, source: str, kernel: str, count: int, *arguments: Any) -> Callable[[], None]:
+        """Give what runs a kernel of a source once for each of ``count`` items, again and again.
 
         Numbers become what the kernel declares; arrays must have its types; ``None`` is no array.
         """
+
+    def launch(self, source: str, kernel: str, count: int, *arguments: Any) -> None:
+        """Run a kernel now, see `prepare`."""
 
     def working(self) -> AbstractContextManager[None]:
         """Turn running out of device memory, anywhere inside, into our error."""
@@ -106,14 +109,22 @@ class CudaDevice:
         """See `Device`."""
         return self.xp.zeros(shape, dtype)
 
+    def prepare(self, source: str, kernel: str, count: int, *arguments: Any) -> Callable[[], None]:
+        """See `Device`."""
+        checked = sources.arguments(source, kernel, count, arguments)
+        passed = tuple(np.uint64(0) if value is None else value for value in checked)
+        blocks = (min(-(-count // THREADS), MOST_BLOCKS),)
+        function = self._kernel(source, kernel)
+
+        def run() -> None:
+            if count > 0:
+                function(blocks, (THREADS,), passed)
+
+        return run
+
     def launch(self, source: str, kernel: str, count: int, *arguments: Any) -> None:
         """See `Device`."""
-        passed = sources.arguments(source, kernel, count, arguments)
-        if count <= 0:
-            return
-        passed = [np.uint64(0) if value is None else value for value in passed]
-        blocks = min(-(-count // THREADS), MOST_BLOCKS)
-        self._kernel(source, kernel)((blocks,), (THREADS,), tuple(passed))
+        self.prepare(source, kernel, count, *arguments)()
 
     def _kernel(self, source: str, kernel: str) -> Any:
         with self._lock:
@@ -211,11 +222,8 @@ def find_device() -> Device:
 
     Examples
     --------
-    >>> import os
-    >>> os.environ[CHOICE] = "host"
-    >>> find_device().name
+    >>> find_device().name  # with TOPO_DASK_GPU_DEVICE=host
     'host (CUDA sources run on the CPU)'
-    >>> del os.environ[CHOICE]
     """
     if host_is_wanted():
         return _host()

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
@@ -29,7 +29,7 @@ from topo_dask.kernels.gpu import sources
 MEMORY = "TOPO_DASK_GPU_MEMORY"
 """Environment variable: bytes that the host device has; unset: 8 GiB."""
 
-LANGUAGE = ("-x", "c++", "-std=c++17", "-Wall", "-Wextra", "-Werror")
+LANGUAGE = ("-x", "c++", "-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
 FLAGS = (*LANGUAGE, "-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-shared", "-fPIC")
 
 GRID = (2, 3)
@@ -87,11 +87,9 @@ class HostDevice:
         made[...] = 0
         return made
 
-    def launch(self, source: str, kernel: str, count: int, *arguments: Any) -> None:
+    def prepare(self, source: str, kernel: str, count: int, *arguments: Any) -> Callable[[], None]:
         """See `Device`."""
         passed = sources.arguments(source, kernel, count, arguments)
-        if count <= 0:
-            return
         library = _library(source)
         function = getattr(library, kernel)
         types = [_c_type(p) for p in sources.kernels(source)[kernel]]
@@ -100,10 +98,20 @@ class HostDevice:
             for kind, v in zip(types, passed, strict=True)
         ]
         blocks, threads = GRID
-        for block in reversed(range(blocks)):
-            for thread in reversed(range(threads)):
-                library.topo_dask_be_thread(block, thread, blocks, threads)
-                function(*values)
+
+        def run() -> None:
+            for block in reversed(range(blocks if count > 0 else 0)):
+                for thread in reversed(range(threads)):
+                    library.topo_dask_be_thread(block, thread, blocks, threads)
+                    function(*values)
+
+        # The arrays live as long as what points into them.
+        weakref.finalize(run, passed.clear)
+        return run
+
+    def launch(self, source: str, kernel: str, count: int, *arguments: Any) -> None:
+        """See `Device`."""
+        self.prepare(source, kernel, count, *arguments)()
 
     @contextmanager
     def working(self) -> Iterator[None]:

@@ -11,9 +11,14 @@
 #define __launch_bounds__(...)
 
 using std::fabs;
+using std::fma;
 using std::fmax;
 using std::fmin;
+using std::frexp;
 using std::isnan;
+using std::ldexp;
+using std::rint;
+using std::sqrt;
 
 struct Three { unsigned x, y, z; };
 static thread_local Three threadIdx, blockIdx, blockDim, gridDim;
