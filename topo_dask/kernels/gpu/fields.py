@@ -107,7 +107,7 @@ class Fields:
     def flow(
         self, fields: list[Any], core: Core, factors: npt.NDArray[np.float64], least: float
     ) -> Any:
-        """Unit vectors of the core, on the device; ``factors`` as in `topo_dask.kernels.cpu.diffusion`."""
+        """Unit vectors of the core, on the device; ``factors`` as those of the CPU's kernel."""
         layout, device = self.layout, self.layout.device
         flow = device.empty((3, *core.shape), np.float32)
         along = fields[1:] if self.relative else [None] * 3
