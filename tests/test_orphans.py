@@ -15,8 +15,17 @@ from numpy.testing import assert_array_equal
 from scipy import ndimage
 
 import topo_dask
-from topo_dask.graph.orphans import recover_orphans
-from topo_dask.kernels import reference
+from topo_dask.graph.nearest import Wanted
+from topo_dask.graph.orphans import (
+    _any,
+    _look_around,
+    _reaches,
+    _runs_within,
+    orphans_of,
+    recover_orphans,
+)
+from topo_dask.grid import BlockGrid, Region
+from topo_dask.kernels import cpu, reference
 from topo_dask.testing import block_shapes, label_volumes
 
 DATA = Path(__file__).parent / "data"
@@ -76,6 +85,54 @@ def test_orphans_are_one_answer(data: st.DataObject) -> None:
     other = fewer(data.draw(block_shapes(shape)), shape, 8)
     lazy = recover_orphans(da.from_array(mask, chunks=other), da.from_array(labels, chunks=chunks))
     assert_array_equal(lazy.compute(scheduler="sync"), expected, strict=True)
+
+
+@settings(max_examples=40)
+@given(data=st.data())
+def test_orphans_far_from_labels_are_one_answer_lazily(data: st.DataObject) -> None:
+    """Chunks of a voxel or two, most of them without a label: the search goes beyond the next."""
+    shape = data.draw(
+        st.permutations([1, data.draw(st.integers(1, 4)), data.draw(st.integers(9, 14))])
+    )
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    share = data.draw(st.sampled_from([0.0, 0.02, 0.1]))
+    labels = rng.integers(1, 5, shape) * (rng.random(shape) < share)
+    mask = (labels > 0) | (rng.random(shape) < 0.4)
+    lazy = recover_orphans(
+        da.from_array(mask, chunks=5), da.from_array(labels, chunks=data.draw(st.integers(1, 2)))
+    )
+    expected = reference.recover_orphans(mask, labels)
+    assert_array_equal(lazy.compute(scheduler="sync"), expected, strict=True)
+
+
+def test_chunks_are_brought_together_only_where_labels_are_far() -> None:
+    """Each orphan next to a label: nothing of other chunks is gathered for all at once."""
+    grid = BlockGrid((1, 1, 60), (1, 1, 10))
+    labels = np.zeros(grid.shape, np.int32)
+    labels[0, 0, 5::10] = 7
+    mask, looked, runs = np.ones(grid.shape, bool), [], []
+    for core in grid:
+        runs.append(cpu.label_runs(labels[core.slices], origin=core.start))
+        looked.append(
+            _look_around(
+                orphans_of(mask[core.slices], labels[core.slices], core.start),
+                [runs[-1]],
+                core.grow(5, within=grid.shape),
+                grid.shape,
+            )
+        )
+    filled = [True] * len(grid)
+    assert _reaches(looked, filled, grid) == []
+    alone = _look_around(Wanted(np.array([[0, 0, 25]])), [], grid.region(2), grid.shape)
+    filled = [True, False, False, False, False, False]
+    (reach,) = _reaches([alone], filled, grid)
+    assert reach == (Region((0, 0, 25), (1, 1, 26)), 25**2)
+    near = [_any(_runs_within(some, core, [reach])) for some, core in zip(runs, grid, strict=True)]
+    assert near == [True] * 6
+    (reach,) = _reaches([alone], [False, True, *filled[2:]], grid)
+    assert reach[1] == 15**2
+    near = [_any(_runs_within(some, core, [reach])) for some, core in zip(runs, grid, strict=True)]
+    assert near == [False, True, True, True, True, False]
 
 
 def test_an_orphan_far_from_every_label_finds_it(tmp_path: Path) -> None:

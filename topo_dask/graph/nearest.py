@@ -61,10 +61,28 @@ def _squared_gap(points: Int64, region: Region) -> Int64:
     return squared
 
 
-def _between(one: Region, other: Region) -> int:
-    """Squared distance of the nearest voxels of two regions."""
+def nearest_apart(one: Region, other: Region) -> int:
+    """Squared distance of the nearest voxels of two regions.
+
+    Examples
+    --------
+    >>> nearest_apart(Region((0, 0, 0), (2, 2, 2)), Region((1, 4, 5), (9, 9, 9)))
+    25
+    """
     pairs = zip(one.start, one.stop, other.start, other.stop, strict=True)
     return sum(max(c - b + 1, a - d + 1, 0) ** 2 for a, b, c, d in pairs)
+
+
+def farthest_apart(one: Region, other: Region) -> int:
+    """Squared distance of the farthest voxels of two regions.
+
+    Examples
+    --------
+    >>> farthest_apart(Region((0, 0, 0), (1, 1, 2)), Region((0, 0, 0), (1, 2, 4)))
+    10
+    """
+    pairs = zip(one.start, one.stop, other.start, other.stop, strict=True)
+    return sum(max(b - 1 - c, d - 1 - a) ** 2 for a, b, c, d in pairs)
 
 
 def _outwards(box: Region, grid: BlockGrid, holding: Int64 | None) -> Iterator[tuple[int, int]]:
@@ -74,7 +92,7 @@ def _outwards(box: Region, grid: BlockGrid, holding: Int64 | None) -> Iterator[t
         near = grid.touching(box.grow(reach, within=grid.shape))
         if holding is not None:
             near = np.intersect1d(np.asarray(near, dtype=np.int64), holding).tolist()
-        found = sorted((_between(box, grid.region(n)), n) for n in near)
+        found = sorted((nearest_apart(box, grid.region(n)), n) for n in near)
         # Blocks beyond the reach along a diagonal come with the next round, in their order.
         yield from (pair for pair in found if done < pair[0] <= reach * reach)
         if reach >= max(grid.shape):
