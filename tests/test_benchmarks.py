@@ -6,6 +6,7 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 from types import SimpleNamespace
 from typing import Any
 
@@ -95,6 +96,38 @@ def test_speed_runs(labels: Path) -> None:
     assert "| tracking " in out
     assert "identical bit for bit" in out
     assert out.count("| labelled ") >= 1
+
+
+def test_gpu_checks_everything_on_the_host_and_says_that_it_timed_no_gpu(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if which("g++") is None:
+        pytest.skip("no g++ to build the CUDA sources for the CPU")
+    monkeypatch.setenv("TOPO_DASK_GPU_DEVICE", "host")
+    small = ("--size", 20, "--tile", 8, "--n-iter", 10, "--repetitions", 1, "--cluster", "sync")
+    out = run("gpu.py", labels, *small, "--folder", tmp_path / "work")
+    assert out.count("Nothing here was timed on a GPU") == 2
+    assert "DIFFERENT" not in out
+    assert all(f"| {name}" in out for name in ("diffusion, coordinate", "tracking, linear"))
+    assert out.count("identical") > 9
+    assert "Labels of the same flows are identical" in out
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 2"):
+        subprocess.run(
+            [sys.executable, str(FOLDER / "gpu.py"), str(labels), "--record"],
+            check=True,
+            capture_output=True,
+        )
+
+
+def test_gpu_says_when_an_answer_differs() -> None:
+    difference = module("gpu").difference
+    one = np.arange(3.0)
+    assert difference((one, one), (one, one.copy())) == 0
+    assert difference(one, np.nextafter(one, 9)) > 0
+    assert difference(one, -0.0 * one + one) == 0
+    assert difference(np.zeros(1), -np.zeros(1)) > 0
+    assert difference(one, one.astype(np.float32)) == np.inf
+    assert difference(one, np.array([0, 1, np.nan])) == np.inf
 
 
 def test_overhead_runs(labels: Path, tmp_path: Path) -> None:
