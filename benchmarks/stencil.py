@@ -2,8 +2,8 @@
 
 Each value becomes the mean of its six neighbours, 0 beyond the array: the least arithmetic that a
 stencil over seven points can have. Written twice: as anyone would with numba (a parallel loop over
-the planes, once for each iteration), and with the cache blocking of the labelled sweep (several
-iterations per pass over memory, slabs of planes on threads). Both give the same bits.
+the planes, once for each iteration), and with cache blocking (several iterations per pass over memory,
+as in the labelled sweep; slabs of planes on threads). Both give the same bits.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def simple(fields: list[Floats], iterations: int, threads: int) -> Floats:
 
 
 def blocked(fields: list[Floats], iterations: int, threads: int, run: Starmap) -> Floats:
-    """The same in passes of several iterations, the threads' slabs being cut as in the package."""
+    """The same in passes of several iterations, a slab a thread, the gaps between filled after."""
     planes = fields[0].shape[0] - 2
     cuts = ranges(planes, min(threads, planes // (2 * STEPS_PER_PASS)))
     for done in range(0, iterations, STEPS_PER_PASS):

@@ -21,6 +21,9 @@ from topo_dask.kernels.parallel import Starmap, ranges, serial, starmap
 TINY = 1e-8
 """Gradients below this norm are not stretched to unit length (coordinate potential)."""
 
+TEPID = 2.0**300
+"""What gradients of the hottest heat are scaled to: its square is far within float64."""
+
 
 @dataclass(frozen=True)
 class Domain:
@@ -43,13 +46,17 @@ class Domain:
         run: Starmap,
         threads: int,
     ) -> npt.NDArray[np.float32]:
-        """Unit vectors of the core from the indicator and the coordinates, see `point`."""
+        """Unit vectors of the core from the indicator and the coordinates, see `point`.
+
+        ``least`` is the norm that divides smaller ones; 0 if the field is heat.
+        """
         first, size = self.core
         flow = np.empty((3, *size), dtype=np.float32)
         missing = [np.zeros(0, dtype=np.float32)] * (4 - len(fields))
         common = ((*fields, *missing), factors, self.layout.local, self.layout.space)
         parts = [(first, part) for part in ranges(size[0], threads)]
-        run(point, [(*common, part, least, flow) for part in parts])
+        norms = least, 1.0 if least > 0 else TEPID / HOT
+        run(point, [(*common, part, norms, flow) for part in parts])
         return flow
 
 

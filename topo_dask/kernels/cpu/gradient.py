@@ -129,8 +129,9 @@ def _add_changes(sums: Any, field: Any, beside: Any, links: Any, axis: Any, by: 
 
 
 @compiled
-def _to_units(sums: Any, halves: Any, least: float, rows: Any) -> Any:
+def _to_units(sums: Any, halves: Any, norms: Any, rows: Any) -> Any:
     """Write the unit vectors of a row; how many it could not: their squares leave float64."""
+    least, scale = norms
     a_sums, b_sums, c_sums = sums[0], sums[1], sums[2]
     a_row, b_row, c_row = rows
     floor = least * NOTHING
@@ -140,19 +141,20 @@ def _to_units(sums: Any, halves: Any, least: float, rows: Any) -> Any:
         a = a if abs(a) >= floor else 0.0
         b = b if abs(b) >= floor else 0.0
         c = c if abs(c) >= floor else 0.0
+        a, b, c = a * scale, b * scale, c * scale
         square = a * a + b * b + c * c
         usual = (square > LEAST_SQUARE) & (square < MOST_SQUARE)
-        scale = 1 / max(np.sqrt(square if usual else 1.0), least)
+        unit = 1 / max(np.sqrt(square if usual else 1.0), least * scale)
         odd += (not usual) & ((a != 0) | (b != 0) | (c != 0))
-        a_row[x] = np.float32(a * scale if usual else 0.0)
-        b_row[x] = np.float32(b * scale if usual else 0.0)
-        c_row[x] = np.float32(c * scale if usual else 0.0)
+        a_row[x] = np.float32(a * unit if usual else 0.0)
+        b_row[x] = np.float32(b * unit if usual else 0.0)
+        c_row[x] = np.float32(c * unit if usual else 0.0)
     return odd
 
 
 @compiled
 def _row(
-    fields: Any, factors: Any, space: Any, at: Any, numbers: Any, least: float, rows: Any, work: Any
+    fields: Any, factors: Any, space: Any, at: Any, numbers: Any, norms: Any, rows: Any, work: Any
 ) -> Any:
     """Write the unit vectors of a row without walls or an outer face at its ends; see `_to_units`.
 
@@ -179,18 +181,20 @@ def _row(
         _add_changes(sums[2], along_x, beside_x, links, 2, by[5])
     one_sided_z, one_sided_y = z == 0 or z == nz - 1, y == 0 or y == ny - 1
     halves = 1.0 if one_sided_z else 0.5, 1.0 if one_sided_y else 0.5, 0.5
-    return _to_units(sums, halves, least, rows)
+    return _to_units(sums, halves, norms, rows)
 
 
 @compiled
 def point(
-    fields: Any, factors: Any, local: Any, space: Any, core: Any, least: float, flow: Any
+    fields: Any, factors: Any, local: Any, space: Any, core: Any, norms: Any, flow: Any
 ) -> None:
     """Write the unit vectors of some planes of the core.
 
     ``fields`` are the indicator and the coordinates along z, y, x, each empty if there is none;
     ``factors`` ``[K+1, 6]`` what the change of the indicator along each axis counts, and what that
-    of each coordinate; NaN where the flow of an instance is not wanted.
+    of each coordinate; NaN where the flow of an instance is not wanted. ``norms`` are the least
+    norm that is stretched to 1, and a power of two that brings most gradients to where they can be
+    squared.
     """
     first, planes = core
     ny, nx = space.grid[1], space.grid[2]
@@ -207,10 +211,10 @@ def point(
                 at = pz, py, low + first[2]
                 numbers = local[pz, py, at[2] : at[2] + inner]
                 rows = flow[0, z, y, low:high], flow[1, z, y, low:high], flow[2, z, y, low:high]
-                odd = _row(fields, factors, space, at, numbers, least, rows, work)
+                odd = _row(fields, factors, space, at, numbers, norms, rows, work)
             for x in range(size):
                 if fast and odd == 0 and low <= x < high:
                     continue
                 voxel = pz, py, x + first[2]
                 number = local[voxel]
-                _voxel(fields, factors, space, voxel, number, least, flow, (z, y, x))
+                _voxel(fields, factors, space, voxel, number, norms[0], flow, (z, y, x))

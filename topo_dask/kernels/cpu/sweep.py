@@ -3,8 +3,8 @@
 One byte a voxel says which of its six neighbours belong to the same instance, so that a sweep
 never compares labels. Several iterations are made per pass over memory: in a strip of rows each
 plane is advanced as soon as its neighbours are, so that the rows in work stay in cache whatever
-the size of the array; on several threads in slabs whose iterations shrink away from the cut, the
-gap between them being filled afterwards. Instances that need fewer iterations than others begin
+the size of the array; several threads make the passes in turns, each following the one before
+through the array at a distance. Instances that need fewer iterations than others begin
 later, so that all end together. None of this changes a single addition: the result is bit for bit
 that of plain Jacobi iteration of each instance.
 """
@@ -26,8 +26,9 @@ from topo_dask.kernels.cpu.rows import (
     relax_rows,
     relax_walled_rows,
 )
+from topo_dask.kernels.cpu.turns import counters, reach, wait_for
 from topo_dask.kernels.jit import compiled
-from topo_dask.kernels.parallel import Starmap, ranges
+from topo_dask.kernels.parallel import Starmap, ranges, serial
 
 STEPS_PER_PASS = 8
 """Iterations made in one pass over memory."""
@@ -38,6 +39,12 @@ CACHE_BYTES = 2**21
 TINIEST = 2.0**-100
 """What is smaller after a pass becomes 0: in eight iterations it does not reach the denormal
 numbers of float32, with which processors are slow."""
+
+LEAST_STRIP = 16
+"""Rows of a strip at least: more than the iterations of a pass, by which strips lean."""
+
+FAR = 2**40
+"""Between what threads count in one pass and the next: more than any array has planes of strips."""
 
 CACHE_WAY = 2**17
 """Bytes after which the second-level cache (of 1 MiB in 8 ways, for one) uses the same places."""
@@ -283,25 +290,37 @@ def _advance_rows(
         y += count
 
 
-# In the next two arrays are taken out of their tuples once: each time costs two atomic counts.
-
-
 @compiled
-def _advance_field(field: Any, space: Any, weights: Any, slab: Any, time: int, steps: int) -> None:
-    first, end, cut_first, cut_end = slab
+def _advance_pass(
+    field: Any, space: Any, weights: Any, times: Any, strip: int, turn: Any, counts: Any
+) -> None:
+    """Make the iterations of one pass, each plane of a strip as soon as the pass before allows.
+
+    ``times`` are those before and after it. ``turn`` is which thread makes this pass, what its
+    counter is before; the same of the pass before, -1 for none.
+    """
+    # Arrays are taken out of their tuples once: each time costs two atomic counts.
     links, walls, rows, runs = space.links, space.walls, space.rows, space.runs
     grid = space.grid
-    ny, width = grid[1], grid[4]
+    nz, ny = grid[0], grid[1]
     even, odd, next_run = field.even, field.odd, field.next_run
     start, zero_at, how = field.start, field.zero_at, (field.axis, field.one)
     by = (*weights, field.tiniest)
-    row_bytes = 2 * (steps + 2) * width * even.itemsize
-    strip = max(16, CACHE_BYTES // row_bytes - steps)
-    for top in range(0, ny + steps - 1, strip):
-        for front in range(first, end + steps - 1):
+    time, end = times
+    steps = end - time
+    thread, done, before, from_there = turn
+    fronts = nz + STEPS_PER_PASS - 1
+    strips = -(-(ny + STEPS_PER_PASS - 1) // strip)
+    for number in range(strips):
+        top = number * strip
+        for front in range(fronts):
+            if before >= 0:
+                ahead = min(number + 1, strips - 1) * fronts
+                ahead += min(front + STEPS_PER_PASS, fronts - 1)
+                wait_for(counts, before, from_there + ahead + 1)
             for step in range(steps):
                 plane = front - step
-                if plane < first + step * cut_first or plane >= end - step * cut_end:
+                if plane < 0 or plane >= nz:
                     continue
                 low, high = max(0, top - step), min(ny, top + strip - step)
                 at = (plane, low, high, time + step + 1, step == steps - 1, grid)
@@ -311,43 +330,35 @@ def _advance_field(field: Any, space: Any, weights: Any, slab: Any, time: int, s
                 else:
                     _advance_rows(odd, even, links, walls, rows, at, by)
                     _begin_late(even, next_run, runs, start, zero_at, how, at)
+            reach(counts, thread, done + number * fronts + front + 1)
 
 
 @compiled
-def _fill_gap(field: Any, space: Any, weights: Any, cut: int, time: int, steps: int) -> None:
-    links, walls, rows, runs = space.links, space.walls, space.rows, space.runs
-    grid = space.grid
-    even, odd, next_run = field.even, field.odd, field.next_run
-    start, zero_at, how = field.start, field.zero_at, (field.axis, field.one)
-    by = (*weights, field.tiniest)
-    for step in range(1, steps):
-        for plane in range(cut - step, cut + step):
-            at = (plane, 0, grid[1], time + step + 1, step == steps - 1, grid)
-            if step % 2 == 0:
-                _advance_rows(even, odd, links, walls, rows, at, by)
-                _begin_late(odd, next_run, runs, start, zero_at, how, at)
-            else:
-                _advance_rows(odd, even, links, walls, rows, at, by)
-                _begin_late(even, next_run, runs, start, zero_at, how, at)
+def _advance(fields: Any, space: Any, weights: Any, span: Any, turns: Any, counts: Any) -> None:
+    """Make every pass whose turn a thread has, of all fields one after the other.
 
-
-@compiled
-def _advance_slab(fields: Any, space: Any, weights: Any, slab: Any, time: int, steps: int) -> None:
-    """Make ``steps`` iterations of the planes of a slab ``(first, end, cut_first, cut_end)``.
-
-    At a cut to a neighbouring slab each iteration stops one plane earlier than the one before, so
-    that slabs never read what another thread writes. Strips lean the same way, one row each
-    iteration.
+    ``turns`` is which thread this is, and how many there are: pass after pass they follow each
+    other through the array, so that each value is still near when the next pass needs it.
     """
+    thread, threads = turns
+    time, end = span
+    ny, width = space.grid[1], space.grid[4]
+    passes = -(-(end - time) // STEPS_PER_PASS)
+    first = 0
     for field in literal_unroll(fields):
-        _advance_field(field, space, weights, slab, time, steps)
-
-
-@compiled
-def _advance_gap(fields: Any, space: Any, weights: Any, cut: int, time: int, steps: int) -> None:
-    """Make the iterations that two slabs left out at the cut between them."""
-    for field in literal_unroll(fields):
-        _fill_gap(field, space, weights, cut, time, steps)
+        row_bytes = 2 * (STEPS_PER_PASS + 2) * width * field.even.itemsize
+        strip = max(LEAST_STRIP, CACHE_BYTES // row_bytes - STEPS_PER_PASS)
+        if strip < ny:  # not less than a strip lies between two threads
+            strip = max(LEAST_STRIP, min(strip, -(-ny // threads)))
+        for number in range(passes):
+            turn = first + number
+            if turn % threads == thread:
+                here = time + number * STEPS_PER_PASS
+                before = (turn - 1) % threads if number > 0 else -1
+                order = (thread, turn * FAR, before, (turn - 1) * FAR)
+                times = here, min(here + STEPS_PER_PASS, end)
+                _advance_pass(field, space, weights, times, strip, order, counts)
+        first += passes
 
 
 @dataclass(frozen=True)
@@ -431,18 +442,15 @@ class Layout:
         threads: int,
     ) -> tuple[Field, ...]:
         """Bring fields from one time to another; the result is in ``even``."""
-        nz = self.space.grid[0]
-        cuts = ranges(nz, min(threads, nz // (2 * STEPS_PER_PASS)))
         time, end = span
-        while time < end:
-            steps = min(STEPS_PER_PASS, end - time)
-            common = (fields, self.space, weights)
-            slabs = [(a, b, int(a > 0), int(b < nz)) for a, b in cuts]
-            run(_advance_slab, [(*common, slab, time, steps) for slab in slabs])
-            run(_advance_gap, [(*common, a, time, steps) for a, _ in cuts[1:]])
-            if steps % 2:
-                fields = tuple(f._replace(even=f.odd, odd=f.even) for f in fields)
-            time += steps
+        if run is serial:  # threads that wait for each other must all be there
+            threads = 1
+        threads = max(1, min(threads, self.space.grid[0] // (2 * STEPS_PER_PASS)))
+        common = (fields, self.space, weights, span)
+        counts = counters(threads)
+        run(_advance, [(*common, (thread, threads), counts) for thread in range(threads)])
+        if (end - time) % STEPS_PER_PASS % 2:
+            fields = tuple(f._replace(even=f.odd, odd=f.even) for f in fields)
         return fields
 
 
