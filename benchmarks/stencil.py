@@ -2,8 +2,8 @@
 
 Each value becomes the mean of its six neighbours, 0 beyond the array: the least arithmetic that a
 stencil over seven points can have. Written twice: as anyone would with numba (a parallel loop over
-the planes, once for each iteration), and with cache blocking (several iterations per pass over memory,
-as in the labelled sweep; slabs of planes on threads). Both give the same bits.
+the planes, once for each iteration), and with cache blocking (several iterations per pass over
+memory, as in the labelled sweep; slabs of planes on threads). Both give the same bits.
 """
 
 from __future__ import annotations
