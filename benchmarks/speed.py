@@ -38,7 +38,7 @@ TITLE = "Speed of the kernels"
 N_ITER = 200
 N_STEPS = 100
 TOLERANCE = 1e-4
-WANTED = {"flows": 300, "tracking": 15}
+WANTED = {"flows": 300, "tracking": 25}
 
 Labels = npt.NDArray[Any]
 

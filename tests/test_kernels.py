@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose, assert_array_equal
 
 from topo_dask.kernels import cpu, reference
+from topo_dask.kernels.cpu.stepping import place_of, track_nearest
 from topo_dask.kernels.tables import merge_instances
 
 FLOW_TOLERANCE = 1e-4
@@ -263,6 +264,69 @@ def test_tracking_is_equal_to_the_bit(
         results.append((positions, steps))
     assert_array_equal(results[1][0], results[0][0])
     assert_array_equal(results[1][1], results[0][1])
+
+
+def tracked(kernels, flow, positions, left, **options):
+    """Positions and steps left after tracking copies of them."""
+    positions, left = positions.copy(), left.copy()
+    kernels.track(kernels.interleave(flow), positions, left, **options)
+    return positions, left
+
+
+@given(st.integers(1, 4), st.integers(0, 50), st.sampled_from([1.0, 0.5]), origins, threads)
+def test_what_goes_in_circles_stops_where_its_steps_end(period, n_steps, step_size, origin, number):
+    """Cycles of 1 to 4 voxels, whole or cut by the faces of the flow that is known."""
+    ring = np.array([(0, 0), (0, 1), (1, 1), (1, 0)][:period])
+    flow = np.zeros((3, 3, 6, 6), np.float32)
+    for here, there in zip(ring, np.roll(ring, -1, axis=0), strict=True):
+        flow[1:, :, here[0] :: 2, here[1] :: 2] = ((there - here) / step_size)[:, None, None, None]
+    start = np.argwhere(np.ones(flow.shape[1:])) + np.asarray(origin, dtype=np.float64)
+    left = np.full(len(start), n_steps, dtype=np.int32)
+    options = {"shape": tuple(o + 6 for o in origin), "step_size": step_size}
+    for cut in (0, 1):
+        known = flow[:, :, cut : 6 - cut, cut : 6 - cut]
+        options["origin"] = (origin[0], origin[1] + cut, origin[2] + cut)
+        ends = tracked(cpu, known, start, left, threads=number, **options)
+        for got, wanted in zip(
+            ends, tracked(reference, known, start, left, **options), strict=True
+        ):
+            assert_array_equal(got, wanted)
+        if cut == 0 and n_steps % period == 0:
+            assert_array_equal(ends[0], start)
+
+
+@given(seeds, st.sampled_from([1.0, 7.0, 1e3, 1e30]), st.integers(0, 30), threads)
+def test_flows_of_any_length_and_particles_of_any_steps(seed, length, n_steps, number):
+    """Flows over many voxels, most particles outside at once, as many lanes free as there are."""
+    rng = np.random.default_rng(seed)
+    flow = (length * rng.normal(size=(3, 6, 7, 8))).astype(np.float32)
+    start = rng.uniform(0, 29, size=(rng.integers(0, 300), 3))
+    left = np.where(rng.random(len(start)) < 0.5, n_steps, rng.integers(0, 99, len(start)))
+    options = {"origin": (11, 9, 10), "shape": (30, 30, 30), "step_size": 0.9}
+    ends = tracked(cpu, flow, start, left.astype(np.int32), threads=number, **options)
+    expected = tracked(reference, flow, start, left.astype(np.int32), **options)
+    for got, wanted in zip(ends, expected, strict=True):
+        assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_tracking_in_volumes_beyond_int32(index):
+    flow = np.random.default_rng(3).normal(size=(3, 5, 6, 7)).astype(np.float32)
+    start = np.argwhere(np.ones((5, 6, 7))) + 0.0
+    left = np.full(len(start), 20, dtype=np.int32)
+    options = {"origin": (0, 1, 0), "shape": (5, 8, 7)}
+    wanted = tracked(reference, flow, start, left, step_size=1.0, **options)
+    place = place_of((0, 1, 0), (5, 6, 7), (5, 8, 7), index=index)
+    span, ready = np.array([0, len(start)]), cpu.interleave(flow).reshape(-1)
+    track_nearest(ready, start, left, place, np.float32(1), np.zeros(0, index), span)
+    assert_array_equal(start, wanted[0])
+    assert_array_equal(left, wanted[1])
+
+
+def test_indices_are_as_wide_as_the_flow_needs():
+    wide = place_of((0, 0, 0), (1024, 1024, 512), (1024, 1024, 512))
+    assert wide.strides[0].dtype == np.int64
+    assert place_of((0, 0, 0), (1023, 1024, 512), (1024, 1024, 512)).strides[0].dtype == np.int32
 
 
 # ── cells ────────────────────────────────────────────────────────────────────────────────────

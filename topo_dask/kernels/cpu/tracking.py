@@ -1,4 +1,4 @@
-"""Particles along a flow: float64 positions, many particles in lock-step, exact across blocks."""
+"""Particles along a flow: float64 positions, exact across blocks."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ import numpy.typing as npt
 
 from topo_dask.kernels.cpu.labels import native
 from topo_dask.kernels.cpu.linear import track_linear
+from topo_dask.kernels.cpu.stepping import LANES, place_of, track_nearest
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import ranges, starmap
-
-LANES = 64
-"""Particles advanced together: one alone would wait for its own last load at every step."""
 
 
 @compiled
@@ -111,62 +109,6 @@ def interleave(flow: npt.NDArray[Any], *, threads: int = 1) -> npt.NDArray[np.fl
     return out
 
 
-@compiled
-def _track(
-    flow: Any, positions: Any, left: Any, origin: Any, size: Any, top: Any, step: Any, span: Any
-) -> None:
-    """Advance the particles of a range. Three short loops a step, each of which vectorises."""
-    z = np.empty(LANES)
-    y = np.empty(LANES)
-    x = np.empty(LANES)
-    budget = np.empty(LANES, np.int32)
-    made = np.empty(LANES, np.int32)
-    at = np.empty(LANES, np.int64)
-    fz = np.empty(LANES, np.float32)
-    fy = np.empty(LANES, np.float32)
-    fx = np.empty(LANES, np.float32)
-    oz, oy, ox = np.int64(origin[0]), np.int64(origin[1]), np.int64(origin[2])
-    nz, ny, nx = np.int64(size[0]), np.int64(size[1]), np.int64(size[2])
-    tz, ty, tx = top[0], top[1], top[2]
-    for first in range(span[0], span[1], LANES):
-        count = min(LANES, span[1] - first)
-        most = np.int32(0)
-        for j in range(LANES):
-            i = first + min(j, count - 1)
-            z[j], y[j], x[j] = positions[i, 0], positions[i, 1], positions[i, 2]
-            budget[j] = left[i]
-            made[j] = 0
-            most = max(most, left[i])
-        for step_number in range(most):
-            moving = 0
-            for j in range(LANES):
-                iz = np.int32(z[j]) - oz
-                iy = np.int32(y[j]) - oy
-                ix = np.int32(x[j]) - ox
-                inside = (iz >= 0) & (iz < nz) & (iy >= 0) & (iy < ny) & (ix >= 0) & (ix < nx)
-                go = inside & (step_number < budget[j])
-                at[j] = ((iz * ny + iy) * nx + ix) * 4 if go else np.int64(-1)
-                moving += go
-            if moving == 0:
-                break
-            for j in range(LANES):
-                k = max(at[j], 0)
-                fz[j], fy[j], fx[j] = flow[k], flow[k + 1], flow[k + 2]
-            for j in range(LANES):
-                go = at[j] >= 0
-                a = min(max(z[j] + np.float64(step * fz[j]), 0.0), tz)
-                b = min(max(y[j] + np.float64(step * fy[j]), 0.0), ty)
-                c = min(max(x[j] + np.float64(step * fx[j]), 0.0), tx)
-                z[j] = a if go else z[j]
-                y[j] = b if go else y[j]
-                x[j] = c if go else x[j]
-                made[j] += np.int32(go)
-        for j in range(count):
-            i = first + j
-            positions[i, 0], positions[i, 1], positions[i, 2] = z[j], y[j], x[j]
-            left[i] -= made[j]
-
-
 def track(
     flow: npt.NDArray[np.float32],
     positions: npt.NDArray[np.float64],
@@ -214,30 +156,21 @@ def track(
     >>> positions[0], left
     (array([0., 0., 4.]), array([5], dtype=int32))
     """
-    top = np.asarray(shape, dtype=np.float64) - 1
-    flat = flow.reshape(-1)
-    size = np.asarray(flow.shape[:3], dtype=np.int64)
-    start = np.asarray(origin, dtype=np.int64)
-    step = np.float32(step_size)
-    blocks = ranges(-(-len(positions) // LANES), threads)
-    kernel = _track if interpolation == "nearest" else track_linear
+    flat, step = flow.reshape(-1), np.float32(step_size)
+    common: tuple[Any, ...]
+    if interpolation == "nearest":
+        place = place_of(origin, flow.shape[:3], shape)
+        kernel: Any = track_nearest
+        common = (flat, positions, steps_left, place, step, np.zeros(0, place.low[0].dtype))
+    else:
+        kernel = track_linear
+        top = np.asarray(shape, dtype=np.float64) - 1
+        start, size = (np.asarray(n, dtype=np.int64) for n in (origin, flow.shape[:3]))
+        common = (flat, positions, steps_left, start, size, top, step)
+    groups = ranges(-(-len(positions) // LANES), threads)
+    spans = [np.array([a * LANES, min(b * LANES, len(positions))]) for a, b in groups]
     with starmap(threads) as run:
-        run(
-            kernel,
-            [
-                (
-                    flat,
-                    positions,
-                    steps_left,
-                    start,
-                    size,
-                    top,
-                    step,
-                    np.array([a * LANES, min(b * LANES, len(positions))]),
-                )
-                for a, b in blocks
-            ],
-        )
+        run(kernel, [(*common, span) for span in spans])
 
 
 def track_voxels(
