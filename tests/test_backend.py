@@ -18,7 +18,8 @@ import topo_dask
 from topo_dask.cli import main
 from topo_dask.config import FlowSettings, SegmentSettings
 from topo_dask.errors import BackendUnavailable, InvalidArgument
-from topo_dask.kernels.backends import device_for, noting
+from topo_dask.kernels.backends import device_for
+from topo_dask.kernels.computed import noting
 from topo_dask.run.cluster_options import ClusterOptions
 from topo_dask.run.ledger import fingerprint
 from topo_dask.storage import RECORD

@@ -7,17 +7,11 @@ memory at random or merge small tables, and the code that needs them says `cpu` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field
-
 from topo_dask.errors import BackendUnavailable
 from topo_dask.kernels import cpu, gpu
+from topo_dask.kernels.computed import PROCESSOR, Computed, note
+from topo_dask.kernels.gpu import split
 from topo_dask.kernels.gpu.device import Device, find_device, host_is_wanted
-
-PROCESSOR = "processor"
-"""What the processor is called where people read what computed."""
 
 
 class Kernels:
@@ -37,50 +31,19 @@ class Kernels:
 
 
 class DeviceKernels(Kernels):
-    """Those of a GPU, and the processor's where it has none."""
+    """Those of a GPU, in parts where its memory is too small; what it lacks is the processor's.
 
-    interleave = staticmethod(gpu.interleave)
-    track = staticmethod(gpu.track)
-    track_voxels = staticmethod(gpu.track_voxels)
-    cell_table = staticmethod(gpu.cell_table)
-
-
-@dataclass
-class Computed:
-    """What computed in a task, and how often a GPU's memory was too small for a block."""
-
-    where: set[str] = field(default_factory=set)
-    in_parts: int = 0
-
-
-_COMPUTED: ContextVar[Computed | None] = ContextVar("computed", default=None)
-
-
-@contextmanager
-def noting() -> Iterator[Computed]:
-    """Note what computes in this thread meanwhile, a task; its device memory is given back.
-
-    Examples
-    --------
-    >>> with noting() as computed:
-    ...     _ = kernels_for("cpu")
-    >>> computed.where
-    {'processor'}
+    The Poisson potential is: its cycles visit levels of all sizes, instance by instance.
     """
-    found = Computed()
-    token = _COMPUTED.set(found)
-    try:
-        yield found
-    finally:
-        _COMPUTED.reset(token)
-        if found.where - {PROCESSOR}:
-            find_device().release()
 
-
-def _note(where: str) -> None:
-    computed = _COMPUTED.get()
-    if computed is not None:
-        computed.where.add(where)
+    diffusion_flow = staticmethod(gpu.diffusion_flow)
+    diffusion_round = staticmethod(gpu.diffusion_round)
+    direct_flow = staticmethod(split.direct_flow)
+    flow_errors = staticmethod(split.flow_errors)
+    interleave = staticmethod(split.interleave)
+    track = staticmethod(split.track)
+    track_voxels = staticmethod(split.track_voxels)
+    cell_table = staticmethod(split.cell_table)
 
 
 def device_for(backend: str) -> tuple[Device | None, str]:
@@ -124,5 +87,11 @@ def kernels_for(backend: str) -> Kernels:
     3
     """
     device, _ = device_for(backend)
-    _note(PROCESSOR if device is None else device.name)
+    note(PROCESSOR if device is None else device.name)
     return Kernels() if device is None else DeviceKernels()
+
+
+def give_back(computed: Computed) -> None:
+    """Let other processes have the device memory that a task took, once it has ended."""
+    if computed.where - {PROCESSOR}:
+        find_device().release()

@@ -15,7 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TextIO
 
-from topo_dask.kernels.backends import noting
+from topo_dask.kernels.backends import give_back
+from topo_dask.kernels.computed import noting
 
 QUIET_S = (10.0, 60.0)
 """In batch logs, one line every so many seconds: at first, and of a stage that takes long."""
@@ -186,7 +187,10 @@ class Measured:
         """Its result, and what this call used."""
         began, before = time.perf_counter(), bytes_moved()
         with noting() as computed:
-            result = self.function(item)
+            try:
+                result = self.function(item)
+            finally:
+                give_back(computed)
         seconds = time.perf_counter() - began
         process = f"{socket.gethostname()}:{os.getpid()}"
         where = tuple(sorted(computed.where))

@@ -1,0 +1,235 @@
+"""The kernels on a GPU, for arrays of any size: what does not fit is computed in parts.
+
+Every kernel tries the whole first. Parts are halves, and halves of these where they do not fit
+either: of the particles, of the flow (particles are handed from one part to the other), of the
+voxels. The answer is that of the whole, to the bit. What cannot be halved any more is computed by
+the processor, and noted as that.
+
+Only kernels whose answer does not depend on what lies around are here; diffusion, which reads a
+context, is divided where contexts are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from topo_dask.errors import DeviceMemoryError
+from topo_dask.kernels import cpu
+from topo_dask.kernels.computed import PROCESSOR, note, note_in_parts
+from topo_dask.kernels.cpu.labels import Integers
+from topo_dask.kernels.gpu import cells, direct, tracking
+from topo_dask.kernels.gpu.device import find_device
+from topo_dask.kernels.tables import CellTable, ErrorTable, merge_cells, merge_errors
+
+Made = TypeVar("Made")
+
+FEWEST = 2048
+"""Particles or voxels that are not worth a way to the device by themselves."""
+
+
+def whole_or(parts: Callable[[], Made], whole: Callable[[], Made]) -> Made:
+    """What ``whole()`` gives, or ``parts()`` where the device's memory is too small for it.
+
+    Examples
+    --------
+    >>> def too_large() -> int:
+    ...     raise DeviceMemoryError("device memory", "2 bytes", "1 byte")
+    >>> whole_or(lambda: 2, too_large)
+    2
+    """
+    try:
+        return whole()
+    except DeviceMemoryError:
+        note_in_parts()
+    # Outside of the handler: the error keeps the arrays of the attempt alive.
+    return parts()
+
+
+def in_memory(array: Any) -> npt.NDArray[Any]:
+    """An array that may be on the device, in memory."""
+    return array if isinstance(array, np.ndarray) else find_device().get(array)
+
+
+# ------------------------------------------------------------------------------------ tracking
+
+
+def interleave(flow: npt.NDArray[Any], *, threads: int = 1) -> Any:
+    """See `topo_dask.kernels.gpu.tracking`; what does not fit stays in memory."""
+    return whole_or(
+        lambda: cpu.interleave(flow, threads=threads), lambda: tracking.interleave(flow)
+    )
+
+
+def track(
+    flow: Any,
+    positions: npt.NDArray[np.float64],
+    steps_left: npt.NDArray[np.int32],
+    *,
+    origin: tuple[int, ...],
+    shape: tuple[int, ...],
+    step_size: float,
+    interpolation: str = "nearest",
+    threads: int = 1,
+) -> None:
+    """See `topo_dask.kernels.gpu.tracking`."""
+    how: dict[str, Any] = {"shape": shape, "step_size": step_size, "interpolation": interpolation}
+
+    def parts() -> None:
+        if len(positions) > FEWEST and 28 * len(positions) > flow.nbytes / 8:
+            middle = len(positions) // 2
+            for some in (slice(None, middle), slice(middle, None)):
+                track(flow, positions[some], steps_left[some], origin=origin, **how)
+        elif isinstance(flow, np.ndarray) and flow.size > 4 * FEWEST:
+            _track_halves(flow, positions, steps_left, origin, how)
+        else:
+            note(PROCESSOR)
+            cpu.track(in_memory(flow), positions, steps_left, origin=origin, **how)
+
+    whole_or(parts, lambda: tracking.track(flow, positions, steps_left, origin=origin, **how))
+
+
+def _track_halves(
+    flow: npt.NDArray[np.float32],
+    positions: npt.NDArray[np.float64],
+    steps_left: npt.NDArray[np.int32],
+    origin: tuple[int, ...],
+    how: dict[str, Any],
+) -> None:
+    """Track through one half of the flow and the other, until no particle goes on in either."""
+    axis = int(np.argmax(flow.shape[:3]))
+    length = flow.shape[axis]
+    both = how["interpolation"] == "linear"  # a step needs the next voxel too
+    halves = (0, length // 2 + both), (length // 2, length)
+    going_on = True
+    while going_on:
+        going_on = False
+        for first, end in halves:
+            at = positions[:, axis] - origin[axis]
+            rows = np.flatnonzero((steps_left > 0) & (at >= first) & (at < end))
+            if not rows.size:
+                continue
+            there, left = positions[rows], steps_left[rows]
+            part = np.ascontiguousarray(flow.take(np.arange(first, end), axis=axis))
+            start = tuple(o + first * (a == axis) for a, o in enumerate(origin))
+            track(part, there, left, origin=start, **how)
+            going_on |= bool((left < steps_left[rows]).any())
+            positions[rows], steps_left[rows] = there, left
+
+
+def track_voxels(
+    flow: Any,
+    mask: npt.NDArray[Any],
+    *,
+    start: tuple[int, ...],
+    n_steps: int,
+    origin: tuple[int, ...],
+    shape: tuple[int, ...],
+    step_size: float,
+    interpolation: str = "nearest",
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+    """See `topo_dask.kernels.gpu.tracking`."""
+    how: dict[str, Any] = {
+        "origin": origin,
+        "shape": shape,
+        "step_size": step_size,
+        "interpolation": interpolation,
+    }
+
+    def parts() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int32]]:
+        ends = cpu.foreground_voxels(mask, origin=start)
+        steps_left = np.full(len(ends), n_steps, dtype=np.int32)
+        track(flow, ends, steps_left, **how)
+        return ends, steps_left
+
+    return whole_or(
+        parts, lambda: tracking.track_voxels(flow, mask, start=start, n_steps=n_steps, **how)
+    )
+
+
+# --------------------------------------------------------------------------------------- cells
+
+
+def cell_table(
+    positions: npt.NDArray[np.float64], *, shape: tuple[int, ...], radius: float
+) -> tuple[CellTable, npt.NDArray[np.int64]]:
+    """See `topo_dask.kernels.gpu.cells`."""
+
+    def parts() -> tuple[CellTable, npt.NDArray[np.int64]]:
+        if len(positions) <= FEWEST:
+            note(PROCESSOR)
+            return cpu.cell_table(positions, shape=shape, radius=radius)
+        middle = len(positions) // 2
+        halves = [cell_table(p, shape=shape, radius=radius) for p in np.split(positions, [middle])]
+        table = merge_cells([part for part, _ in halves])
+        places = [np.searchsorted(table.cells, part.cells)[index] for part, index in halves]
+        return table, np.concatenate(places).astype(np.int64, copy=False)
+
+    return whole_or(parts, lambda: cells.cell_table(positions, shape=shape, radius=radius))
+
+
+# ---------------------------------------------------------------------------------------- direct
+
+
+def _halves(labels: Integers, origin: tuple[int, ...]) -> list[tuple[tuple[slice, ...], Any]]:
+    """Two halves of an array, and where each begins."""
+    axis = int(np.argmax(labels.shape))
+    middle = labels.shape[axis] // 2
+    parts = []
+    for first, end in ((0, middle), (middle, labels.shape[axis])):
+        here = [slice(None)] * 3
+        here[axis] = slice(first, end)
+        start = tuple(o + first * (a == axis) for a, o in enumerate(origin))
+        parts.append((tuple(here), start))
+    return parts
+
+
+def direct_flow(
+    labels: Integers,
+    *,
+    ids: npt.NDArray[np.uint64],
+    centres: npt.NDArray[np.float64],
+    origin: tuple[int, ...] = (0, 0, 0),
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
+) -> npt.NDArray[np.float32]:
+    """See `topo_dask.kernels.gpu.direct`."""
+    how: dict[str, Any] = {"ids": ids, "centres": centres, "spacing": spacing}
+
+    def parts() -> npt.NDArray[np.float32]:
+        if labels.size <= FEWEST:
+            note(PROCESSOR)
+            return cpu.direct_flow(labels, origin=origin, **how)
+        flow = np.empty((3, *labels.shape), dtype=np.float32)
+        for here, start in _halves(labels, origin):
+            flow[(slice(None), *here)] = direct_flow(labels[here], origin=start, **how)
+        return flow
+
+    return whole_or(parts, lambda: direct.direct_flow(labels, origin=origin, **how))
+
+
+def flow_errors(
+    labels: Integers,
+    flow4: Any,
+    *,
+    ids: npt.NDArray[np.uint64],
+    centres: npt.NDArray[np.float64],
+    origin: tuple[int, ...] = (0, 0, 0),
+) -> ErrorTable:
+    """See `topo_dask.kernels.gpu.direct`."""
+    how: dict[str, Any] = {"ids": ids, "centres": centres}
+
+    def parts() -> ErrorTable:
+        if labels.size <= FEWEST:
+            note(PROCESSOR)
+            return cpu.flow_errors(labels, in_memory(flow4), origin=origin, **how)
+        return merge_errors(
+            [
+                flow_errors(labels[here], flow4[here], origin=start, **how)
+                for here, start in _halves(labels, origin)
+            ]
+        )
+
+    return whole_or(parts, lambda: direct.flow_errors(labels, flow4, origin=origin, **how))
