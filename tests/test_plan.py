@@ -34,7 +34,16 @@ from topo_dask.testing import synthetic_tissue
 SHAPE = (24, 32, 40)
 JOBS = (
     *("flows", "overlap", "rounds", "poisson", "targets", "segment", "group 2", "group 3"),
-    *("evidence", "check and holes", "classes", "relabel", "tiles", "probed tiles", "mosaic"),
+    *(
+        "evidence",
+        "check and holes",
+        "classes",
+        "relabel",
+        "relabel with flows",
+        "tiles",
+        "probed tiles",
+        "mosaic",
+    ),
 )
 
 
@@ -97,6 +106,7 @@ def job(name: str, folder: Path) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
             {"class_names": ["mito"], "resolution_nm": 8, "blocks": 16, "halo": 4},
         ),
         "relabel": ("relabel", (folder / "kept",), {"group": 2, "blocks": 16}),
+        "relabel with flows": ("relabel", (folder / "kept",), {"flows": flows, "blocks": 16}),
         "tiles": ("map_tiles", (np.negative, image, (16, 16, 16), 4), {"dtype": "float32"}),
         "probed tiles": ("map_tiles", (np.negative, image, (16, 16, 16), 4), {"blocks": 16}),
         "mosaic": (

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import tree
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 import topo_dask
 from topo_dask.cli import main
@@ -79,9 +79,53 @@ def relabelled(source: Path, path: Path, **how: Any) -> np.ndarray:
 def test_relabelled_is_as_if_run_anew(
     runs: Path, run: int, how: dict[str, Any], tmp_path: Path
 ) -> None:
-    found = relabelled(runs / f"{run}.zarr", tmp_path / "new.zarr", **how)
+    options = {"cluster": "sync", "flows": flow_of(1), **how}
+    made = topo_dask.relabel(runs / f"{run}.zarr", tmp_path / "new.zarr", **options)
+    found = made.array[...]
     assert found.max() >= 2
-    assert_array_equal(found, fresh(tmp_path / "run.zarr", **{"group": run, **how}))
+    anew = topo_dask.segment(flow_of(1), tmp_path / "run.zarr", **{**RUN, "group": run, **how})
+    assert_array_equal(found, anew.array[...])
+    table, expected = made.instances.columns(), anew.instances.columns()
+    where = [name for name in table if name.startswith("convergence")]
+    for name in table.keys() - set(where):
+        assert_array_equal(table[name], expected[name])
+    parts = zarr.open_array(str(runs / f"{run}.zarr/evidence/parts"))[...]
+    whole = ends_as_known(found, parts)
+    assert whole.any()
+    for name in where:
+        assert_allclose(table[name][whole], expected[name][whole], atol=1e-6)
+        assert_allclose(table[name], expected[name], atol=6)
+    assert (tmp_path / "new.zarr/instances/table.csv").read_text().startswith("id,voxels,z_start")
+
+
+def ends_as_known(labels: np.ndarray, parts: np.ndarray) -> np.ndarray:
+    """For each label whether it shares none of its parts with another."""
+    pairs = np.unique(np.stack([parts[parts > 0], labels[parts > 0]]), axis=1)
+    shared = pairs[0][1:][pairs[0][1:] == pairs[0][:-1]]
+    alone = np.ones(int(labels.max()) + 1, dtype=bool)
+    alone[pairs[1][np.isin(pairs[0], shared)].astype(int)] = False
+    return alone[1:]
+
+
+def test_without_flows_their_error_is_not_known(runs: Path, tmp_path: Path) -> None:
+    for group in (1, 2, 3):
+        out = tmp_path / f"{group}.zarr"
+        made = topo_dask.relabel(runs / "1.zarr", out, group=group, cluster="sync")
+        table = made.instances
+        assert np.isnan(table.flow_error).all()
+        labels = made.array[...]
+        assert_array_equal(table.voxels, np.bincount(labels.ravel())[1:])
+        found = [np.argwhere(labels == label) for label in table.ids]
+        assert_allclose(table.centroid, [voxels.mean(axis=0) for voxels in found])
+        assert_array_equal(table.lo, [voxels.min(axis=0) for voxels in found])
+
+
+def test_relabelling_to_nothing_leaves_an_empty_table(runs: Path, tmp_path: Path) -> None:
+    for group in (1, 2, 3):
+        out, options = tmp_path / f"{group}.zarr", {"group": group, "min_size": 10**6}
+        made = topo_dask.relabel(runs / "1.zarr", out, cluster="sync", **options)
+        assert len(made.instances) == 0
+        assert not made.array[...].any()
 
 
 def test_keeping_evidence_changes_no_label(runs: Path) -> None:
@@ -191,6 +235,8 @@ def test_tables_of_another_run_are_refused(runs: Path, name: str, tmp_path: Path
         ("1.zarr", {"min_area": 0}, InvalidArgument, "min_area"),
         ("1.zarr", {"min_size": -1}, InvalidArgument, "min_size"),
         ("1.zarr", {"group": 7}, InvalidArgument, "group"),
+        ("1.zarr", {"flows": np.zeros((3, 2, 2, 2), "f4")}, InvalidArgument, "shape of source"),
+        ("1.zarr", {"flows": np.zeros((3, *SHAPE), "i1")}, InvalidType, "scale"),
     ],
 )
 def test_bad_input(

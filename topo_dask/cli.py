@@ -408,6 +408,8 @@ def segment_classes(probabilities: str, flows: str, output: str, **options: Any)
 @click.option("--group", type=int, help="1: convex, 2: elongated, 3: thin.")
 @click.option("--veto", type=PAIR, multiple=True, help="Parts that do not join. Repeat it.")
 @click.option("--force", type=PAIR, multiple=True, help="Parts that are one. Repeat it.")
+@click.option("--flows", type=click.Path(), help="Those of the run, for the column flow_error.")
+@click.option("--scale", type=float, help="What the numbers of FLOWS are divided by, e.g. 127.")
 @partial(run_options, computes=False)
 def relabel(**options: Any) -> None:
     """Make other labels at OUTPUT of the evidence that RESULT of `topo-dask segment` kept."""

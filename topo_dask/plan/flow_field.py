@@ -34,7 +34,7 @@ NARROW = 16
 
 DEFAULTS, AS_FOUND = SegmentSettings(), RefineSettings()
 
-OUTPUT_STAGES = ("split", "absorb", "fill", "orphans", "write")
+OUTPUT_STAGES = ("split", "absorb", "fill", "orphans", "write", "table")
 """Of `relabel`: those that write the output."""
 
 
@@ -93,6 +93,7 @@ class StepsWork(Work):
         if self.settings.group == 2 or self.evidence:
             yield from self._contacts()
         if self.evidence:
+            yield from self._sums("parts")
             yield StagePlan("evidence", 1, joins, table, table, 2)
         if self.settings.group == 2:
             yield StagePlan("join", 1, joins, table, table, 1)
@@ -109,6 +110,40 @@ class StepsWork(Work):
         blocks, array = len(self.grid), self._array(8)
         memory = peak(memory_of_labels(self.block))
         return StagePlan("write", blocks, memory, array.size, array.size, array.files)
+
+    @property
+    def _facts(self) -> int:
+        """Bytes of the tables of instances of all blocks."""
+        rows = len(self.grid) + self.voxels // VOXELS_PER_INSTANCE
+        return 2 * INSTANCE_BYTES * rows
+
+    def _sums(self, stage: str) -> Iterator[StagePlan]:
+        """The levels of a sum that come before the last task."""
+        blocks, table = len(self.grid), self._facts
+        if blocks > FAN_IN:
+            for level, count in enumerate(tree(blocks)):
+                if count == 1:
+                    break
+                memory = peak(3 * table / count, voxels=False)
+                yield StagePlan(f"{stage}-{level + 2}", count, memory, table, table, count)
+
+    def _whole(self, stage: str) -> StagePlan:
+        table = self._facts
+        return StagePlan(stage, 1, peak(3 * table, voxels=False), table, table, 18)
+
+    def _measures(self) -> Iterator[StagePlan]:
+        """Stages measure and facts."""
+        blocks, memory = len(self.grid), peak(memory_of_labels(self.block))
+        if self.settings.group > 1:
+            read = self._array(8).size + 24 * self.voxels
+            yield StagePlan("measure", blocks, memory, read, self._facts, blocks)
+        yield from self._sums("measure")
+        yield self._whole("facts")
+
+    def _errors(self, flow: int = 0) -> tuple[int, int]:
+        """Memory of a task that compares flows, the input ``flow``; bytes that all of them read."""
+        size = self.inputs[flow].itemsize
+        return peak(memory_of_errors(self.block, size)), (8 + 3 * size) * self.voxels
 
     def output(self) -> Space:
         """See `Work`."""
@@ -218,40 +253,6 @@ class SegmentWork(StepsWork):
         read = index + 3 * table + ends
         written = labels.size + self._facts
         yield StagePlan("labels", blocks, memory, read, written, labels.files + blocks)
-
-    @property
-    def _facts(self) -> int:
-        """Bytes of the tables of instances of all blocks."""
-        rows = len(self.grid) + self.voxels // VOXELS_PER_INSTANCE
-        return 2 * INSTANCE_BYTES * rows
-
-    def _sums(self, stage: str) -> Iterator[StagePlan]:
-        """The levels of a sum that come before the last task."""
-        blocks, table = len(self.grid), self._facts
-        if blocks > FAN_IN:
-            for level, count in enumerate(tree(blocks)):
-                if count == 1:
-                    break
-                memory = peak(3 * table / count, voxels=False)
-                yield StagePlan(f"{stage}-{level + 2}", count, memory, table, table, count)
-
-    def _whole(self, stage: str) -> StagePlan:
-        table = self._facts
-        return StagePlan(stage, 1, peak(3 * table, voxels=False), table, table, 18)
-
-    def _measures(self) -> Iterator[StagePlan]:
-        """Stages measure and facts."""
-        blocks, memory = len(self.grid), peak(memory_of_labels(self.block))
-        if self.settings.group > 1:
-            read = self._array(8).size + 24 * self.voxels
-            yield StagePlan("measure", blocks, memory, read, self._facts, blocks)
-        yield from self._sums("measure")
-        yield self._whole("facts")
-
-    def _errors(self) -> tuple[int, int]:
-        """Memory of a task that compares flows; bytes that all of them read."""
-        size = self.inputs[0].itemsize
-        return peak(memory_of_errors(self.block, size)), (8 + 3 * size) * self.voxels
 
     def _check(self) -> Iterator[StagePlan]:
         """Stages errors and check."""
@@ -363,7 +364,7 @@ def _both(one: StagePlan | None, other: StagePlan) -> StagePlan:
 
 @dataclass(frozen=True)
 class RelabelWork(StepsWork):
-    """A job of `relabel`."""
+    """A job of `relabel`. The first input are the parts, the second the flows."""
 
     def stages(self, machine: Machine) -> Iterator[StagePlan]:
         """See `Work`."""
@@ -376,6 +377,18 @@ class RelabelWork(StepsWork):
             yield self._orphans()
         else:
             yield self._copy()
+        yield from self._measures()
+        if len(self.inputs) > 1:
+            blocks, (memory, read) = len(self.grid), self._errors(flow=1)
+            yield StagePlan("errors", blocks, memory, read, self._facts, blocks)
+            yield from self._sums("errors")
+        facts = self._facts
+        yield StagePlan("table", 1, peak(5 * facts, voxels=False), facts, 2 * facts, 2)
+
+    def output(self) -> Space:
+        """See `Work`."""
+        base = super().output()
+        return Space(base.size + 2 * self._facts, base.files + 4, base.in_folder)
 
     def scratch(self, stages: Sequence[StagePlan]) -> Space:
         """See `Work`."""

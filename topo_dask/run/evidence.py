@@ -1,8 +1,9 @@
 """What is kept of a run, so that other thresholds give other labels without any tracking.
 
 In ``evidence`` beside the labels: ``parts``, an array with the part of every voxel of the
-foreground, and two tables: the size of each part, and what is known of each two parts that touch
-or end close together. All three bear the fingerprint of the run that made them.
+foreground, and two tables: what is known of each part (size, box, coordinates, endpoints), and of
+each two parts that touch or end close together. All three bear the fingerprint of the run that
+made them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from topo_dask.run.chain import Chain, View
 from topo_dask.run.contacts import contact_tables, load_contacts
 from topo_dask.run.files import load_array
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.refine import added_up, columns_of, few
 from topo_dask.storage import MARK, AnyArray, load_table, save_table
 
 FOLDER = "evidence"
@@ -37,6 +39,7 @@ class EvidenceTask:
     contacts: tuple[Path, ...]
     edges: Path
     parts: Path
+    sums: tuple[Path, ...]
     folder: Path
     fingerprint: str
 
@@ -93,7 +96,10 @@ def keep_joins(task: EvidenceTask) -> int:
         close=joins.close,
         fingerprint=task.fingerprint,
     )
-    save_table(task.folder / "parts.npz", voxels=joins.voxels, fingerprint=task.fingerprint)
+    facts = columns_of(**added_up(task.sums))
+    save_table(
+        task.folder / "parts.npz", voxels=joins.voxels, fingerprint=task.fingerprint, **facts
+    )
     return len(joins.close)
 
 
@@ -102,15 +108,21 @@ def keep_evidence(
     *,
     flow: AnyArray,
     step_size: float,
+    sums: list[Path],
     final: str,
     settings: dict[str, Any],
 ) -> None:
-    """Write the evidence of a run, whose base is the array of parts, beside its labels."""
+    """Write the evidence of a run, whose base is the array of parts, beside its labels.
+
+    ``sums``: the files of each block with facts and endpoints of its parts.
+    """
     base = chain.base
     stored = View(base.array, 0, 0, base.mark)
     paths, mark = contact_tables(chain, stored, flow=flow, step_size=step_size)
     folder = chain.run.output.beside(FOLDER)
-    task = EvidenceTask(tuple(paths), chain.work / "edges", chain.work / "parts", folder, final)
+    facts = few(chain, "parts", fingerprint(base.mark, "parts"), sums)
+    edges, parts = chain.work / "edges", chain.work / "parts"
+    task = EvidenceTask(tuple(paths), edges, parts, facts, folder, final)
     chain.stage("evidence", fingerprint(mark, base.mark, final), keep_joins, [task])
     attributes: dict[str, Any] = {MARK: {"fingerprint": final, **settings}}
     base.array.update_attributes(attributes)

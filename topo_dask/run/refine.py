@@ -93,16 +93,18 @@ def save_columns(folder: Path, **tables: Any) -> None:
             save_array(folder / f"{name}-{field.name}.npy", getattr(table, field.name))
 
 
+def columns_of(**tables: Any) -> dict[str, npt.NDArray[Any]]:
+    """The columns of some of `KINDS`, as they stand in a file."""
+    return {
+        f"{name}-{field.name}": getattr(table, field.name)
+        for name, table in tables.items()
+        for field in fields(table)
+    }
+
+
 def save_sums(path: Path, **tables: Any) -> None:
     """Write some of `KINDS` of a block."""
-    save_table(
-        path,
-        **{
-            f"{name}-{field.name}": getattr(table, field.name)
-            for name, table in tables.items()
-            for field in fields(table)
-        },
-    )
+    save_table(path, **columns_of(**tables))
 
 
 def load_sums(path: Path) -> dict[str, Any]:
@@ -249,6 +251,13 @@ def measure(chain: Chain, view: View, job: SegmentJob) -> Measures:
         tasks = [BlockTask(job, view, n, chain.work / "again" / f"{n}.npz") for n in blocks]
         chain.stage("measure", mark, measure_block, tasks)
         paths, names = [task.path for task in tasks], None
+    return gathered(chain, view, mark, paths, names)
+
+
+def gathered(
+    chain: Chain, view: View, mark: str, paths: list[Path], names: Path | None
+) -> Measures:
+    """Sums of all blocks, from files of each; ``names`` are those of the instances in them."""
     sums = few(chain, "measure", mark, paths)
     made = Measures(chain.work / "facts", mark)
     chain.stage("facts", mark, gather, [WholeTask(view, sums, made, names=names)])
@@ -294,17 +303,24 @@ def drop_all(task: WholeTask) -> tuple[int, int]:
     return len(left["facts"]), int(left["facts"].voxels.sum())
 
 
+def compared(
+    chain: Chain, view: View, job: SegmentJob, measures: Measures, mark: str
+) -> tuple[Path, ...]:
+    """Files with the errors of the flow of all instances."""
+    tasks = [
+        BlockTask(job, view, n, chain.work / "errors" / f"{n}.npz", measures)
+        for n in range(len(chain.grid))
+    ]
+    chain.stage("errors", mark, compare_block, tasks)
+    return few(chain, "errors", mark, [task.path for task in tasks])
+
+
 def check_flows(
     chain: Chain, view: View, job: SegmentJob, measures: Measures, threshold: float
 ) -> tuple[View, Measures]:
     """Drop instances whose flow is too far from the direct flow. Writes only names."""
     found = fingerprint(measures.mark, "errors")
-    tasks = [
-        BlockTask(job, view, n, chain.work / "errors" / f"{n}.npz", measures)
-        for n in range(len(chain.grid))
-    ]
-    chain.stage("errors", found, compare_block, tasks)
-    sums = few(chain, "errors", found, [task.path for task in tasks])
+    sums = compared(chain, view, job, measures, found)
     mark = fingerprint(found, "check", threshold)
     task = WholeTask(view, sums, measures, threshold)
     ((instances, voxels),) = chain.stage("check", mark, drop_all, [task])

@@ -12,22 +12,27 @@ import numpy as np
 
 from topo_dask.config import GROUPS, SegmentSettings, choice, number
 from topo_dask.errors import InvalidArgument, InvalidType
+from topo_dask.graph.check import check_same_shape
 from topo_dask.graph.contacts import Choice, JoinRules, Joins, names_of_parts
+from topo_dask.graph.scale import check_scaled_flow, scaled_store
 from topo_dask.plan.flow_field import RelabelWork
 from topo_dask.run.chain import Chain, Step, View, run_steps
 from topo_dask.run.evidence import Evidence, open_evidence
-from topo_dask.run.files import save_array
+from topo_dask.run.files import input_mark, open_input, save_array, stored
 from topo_dask.run.job import (
     RunOptions,
-    RunResult,
     geometry_of,
     open_run,
     published_already,
     volumes,
 )
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.measured import TABLE
 from topo_dask.run.orphans import orphan_step
 from topo_dask.run.pieces import split_step
+from topo_dask.run.refine import tables_place
+from topo_dask.run.relabel_table import table_of
+from topo_dask.run.segment import SegmentJob, SegmentResult
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ def relabel(
     group: int | None = None,
     veto: Any = (),
     force: Any = (),
+    flows: Any = None,
+    scale: float | None = None,
     blocks: Any = None,
     work_dir: Any = None,
     resume: bool = False,
@@ -102,7 +109,7 @@ def relabel(
     progress: bool | None = None,
     zarr_format: int = 3,
     ignore_memory: bool = False,
-) -> RunResult:
+) -> SegmentResult:
     """Make other labels of the evidence that ``segment(..., keep_evidence=True)`` kept.
 
     Nothing is tracked: the union runs over the tables, then the labels are written. With the
@@ -127,6 +134,9 @@ def relabel(
         of. Other pairs may still.
     force
         Pairs of parts that are one instance.
+    flows, scale
+        The flows of the run, see `segment`, for the column ``flow_error`` of the table of
+        instances: it is NaN without them.
     blocks
         Shape of a block; ``None`` for that of the run.
     work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
@@ -134,8 +144,10 @@ def relabel(
 
     Returns
     -------
-    RunResult
-        As of `segment`.
+    SegmentResult
+        As of `segment`, with its table of instances. There the convergence point is the mean over
+        the voxels of an instance of where their parts end: that of `segment`, except for voxels of
+        a part that several instances share (pieces in group 2, orphans in group 3).
 
     Raises
     ------
@@ -172,15 +184,17 @@ def relabel(
     _check_pairs(evidence.load(), chosen)
     shape = tuple(int(n) for n in evidence.parts.shape)
     grid = replace(options, blocks=blocks or evidence.settings["blocks"]).grid(shape)
-    place = options.output(output, [evidence.parts])
+    field, known = _open_flows(flows, scale, shape)
+    place = options.output(output, [evidence.parts, field])
     mark = fingerprint("relabel", evidence.fingerprint, chosen, in_group, grid.chunks)
-    final = fingerprint(mark, zarr_format)
+    flow_mark = None if field is None else fingerprint(input_mark(field), known)
+    final = fingerprint(mark, zarr_format, flow_mark)
     title = f"Instances of {'x'.join(map(str, shape))} voxels, from the evidence of a run"
     if published_already(place, final, options):
-        return RunResult(place.open(), place.path, title, 0.0, {})
+        return SegmentResult(place.open(), place.path, title, 0.0, {})
     began = time.monotonic()
     as_made = SegmentSettings(min_size=int(least), group=in_group)
-    inputs = volumes([evidence.parts])
+    inputs = volumes([evidence.parts, field])
     work = RelabelWork(title, grid, inputs, as_made, zarr_format=zarr_format)
     with open_run(place, options, chosen, work) as run:
         names = run.work / "names.npy"
@@ -189,8 +203,25 @@ def relabel(
         view = View(evidence.parts, instances, voxels, mark, names=names)
         steps_of: dict[int, Step] = {2: split_step, 3: orphan_step}
         steps = [steps_of[in_group]] if in_group in steps_of else []
-        made = run_steps(Chain(run, grid, view, zarr_format), steps)
+        chain = Chain(run, grid, view, zarr_format)
+        made = run_steps(chain, steps)
+        read = None
+        if field is not None:
+            flow = scaled_store(stored(field, run.work, argument="flows"), known)
+            read = SegmentJob(flow, None, 0.0, as_made, grid, 0, run.work), str(flow_mark)
+        (table,) = tables_place(run, [TABLE], zarr_format)
+        table_of(chain, made, evidence, table, cut=bool(steps), flows=read)
         geometry = geometry_of(evidence.labels)
         array = place.publish_labels(geometry=geometry, attributes={"fingerprint": final})
     details = {"instances": made.instances, "blocks": repr(grid), "ran on": run.engine.name}
-    return RunResult(array, place.path, title, time.monotonic() - began, details)
+    return SegmentResult(array, place.path, title, time.monotonic() - began, details)
+
+
+def _open_flows(flows: Any, scale: Any, shape: tuple[int, ...]) -> tuple[Any, float]:
+    """The flows that errors are summed from, and their scale."""
+    if flows is None:
+        return None, 1.0
+    field = open_input(flows, argument="flows", axes=4)
+    known = check_scaled_flow(field, scale, argument="flows")
+    check_same_shape(field.shape[1:], shape, argument="flows", of="source")
+    return field, known

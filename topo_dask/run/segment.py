@@ -456,7 +456,8 @@ def segment(
         of every voxel in ``parts`` (about twice the labels on disk) and in ``joins.npz`` what is
         known of each two parts ``a, b`` that touch or end close together (57 bytes):
         ``area``, ``mean_dot`` and ``crossing`` of their contact, and whether they are ``close``,
-        nearer than the convergence radius. A part is what one block alone joins of an instance.
+        nearer than the convergence radius; in ``parts.npz`` what is known of each part (160
+        bytes). A part is what one block alone joins of an instance.
     interpolation, scale
         See `track_flows`.
     halo
@@ -678,6 +679,7 @@ def _keep(chain: Chain, job: SegmentJob, final: str) -> None:
         chain,
         flow=job.flow,
         step_size=job.settings.step_size,
+        sums=[job.file("measure", n, "npz") for n in range(len(job.grid))],
         final=final,
         settings={
             "min_size": int(job.settings.min_size),
