@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from test_kernels import IDS, diffusion_cases, label_volumes, origins
+from test_poisson import SOLVED, random_blobs
+from test_poisson import cases as poisson_cases
 from test_reference import iteration_counts
 
-from topo_dask.errors import DeviceMemoryError, InvalidArgument
+from topo_dask.errors import DeviceMemoryError, InvalidArgument, TopoError
 from topo_dask.kernels import cpu, gpu, reference
-from topo_dask.kernels.gpu import Device
+from topo_dask.kernels.gpu import Device, poisson
 from topo_dask.kernels.gpu.host import MEMORY, HostDevice
 
 FLOW_TOLERANCE = 1e-4
@@ -157,6 +159,44 @@ def test_direct_flow_and_errors(device, labels, origin, seed):
     one, other = (kernels.flow_errors(labels, given_flow, **facts) for kernels in (gpu, cpu))
     assert_array_equal(one.ids, other.ids)
     assert_array_equal(one.sums, other.sums)
+
+
+@some_examples
+@given(poisson_cases())
+def test_poisson_potential_is_within_the_tolerance_in_every_voxel(device, case):
+    """Walls, closed faces, pieces without a border, what is beyond the faces, a guess."""
+    labels = case.pop("labels")
+    potential = gpu.poisson_potential(labels, **case)
+    case.pop("start", None)
+    expected = reference.poisson_potential(labels, **case)
+    assert potential.dtype == np.float64
+    assert_allclose(potential, expected, rtol=2 * SOLVED, atol=0)
+    core = tuple(slice(n // 3, None) for n in labels.shape)
+    flow = gpu.flow_of_potential(labels, expected, core=core, **case)
+    assert_same_flow(device, flow, cpu.flow_of_potential(labels, expected, core=core, **case))
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (40.0, 32.0, 32.0), (4.0, 1.0, 1.0)])
+def test_poisson_flow_of_touching_instances(device, spacing):
+    labels = random_blobs(np.random.default_rng(0), (24, 30, 27))
+    flow = gpu.poisson_flow(labels, spacing=spacing)
+    assert_allclose(flow, cpu.poisson_flow(labels, spacing=spacing), rtol=0, atol=FLOW_TOLERANCE)
+
+
+def test_poisson_gives_the_same_bits_again(device):
+    labels = random_blobs(np.random.default_rng(1), (20, 30, 27))
+    assert_array_equal(gpu.poisson_potential(labels), gpu.poisson_potential(labels))
+
+
+def test_poisson_of_nothing_is_nothing(device):
+    assert not gpu.poisson_potential(np.zeros((2, 3, 4), np.uint8)).any()
+    assert not gpu.poisson_flow(np.ones((2, 3, 4), np.uint8)).any()  # no border, no solution
+
+
+def test_what_is_not_solved_in_time_is_an_error(device, monkeypatch):
+    monkeypatch.setattr(poisson, "MOST_ITERATIONS", 2)
+    with pytest.raises(TopoError, match="not reached in 2 iterations"):
+        gpu.poisson_potential(random_blobs(np.random.default_rng(1), (20, 30, 27)))
 
 
 def test_a_table_of_other_labels_is_refused(device):

@@ -16,6 +16,7 @@ using std::fmax;
 using std::fmin;
 using std::frexp;
 using std::isnan;
+using std::nan;
 using std::ldexp;
 using std::rint;
 using std::sqrt;
