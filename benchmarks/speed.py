@@ -7,7 +7,8 @@ One run measures, with the compiler warm and the sides in turns:
   which does the same work in NumPy. The baseline takes a minute and more on 128^3, so it runs once
   per --baseline-repetitions, in the middle of the package's repetitions. Its cost is that of the
   instances' bounding boxes, whose voxels are counted too: it depends on the crop (--at), and per
-  voxel it grows with the crop, so with a smaller --baseline-size the ratio is too low.
+  voxel it grows with the crop, so with a smaller --baseline-size the ratio is too low. The other
+  potentials, which the original lacks, are compared with its flows, too.
 - the labelled diffusion sweep, float32, in voxel updates a second (padding not counted), against
   a plain stencil without labels of the same size on the same threads, see `stencil.py`.
 
@@ -38,7 +39,7 @@ TITLE = "Speed of the kernels"
 N_ITER = 200
 N_STEPS = 100
 TOLERANCE = 1e-4
-WANTED = {"flows": 300, "tracking": 25}
+WANTED = {"flows": 500, "flows, heat": 1200, "flows, poisson": 300, "tracking": 25}
 
 Labels = npt.NDArray[Any]
 
@@ -116,12 +117,20 @@ def duels(labels: Labels, parsed: argparse.Namespace) -> tuple[str, bool]:
         parsed,
     )
     field = flows[0].result
+    pairs = {"flows": flows}
+    for potential in ("heat", "poisson"):
+        side = {potential: partial(make, labels, N_ITER, potential=potential)}
+        pairs[f"flows, {potential}"] = (
+            common.interleaved(side, parsed.repetitions)[potential],
+            flows[1],
+        )
     small_field = field if small.shape == labels.shape else make(small, N_ITER)
     tracking = in_turns(
         partial(track, labels > 0, field, N_STEPS),
         partial(other.track_flows, small > 0, small_field, N_STEPS),
         parsed,
     )
+    pairs["tracking"] = tracking
     worst = largest_difference(small_field, flows[1].result)
     ends = track(small > 0, small_field, N_STEPS)[1]
     identical = same_bits(ends, tracking[1].result[1])
@@ -129,7 +138,7 @@ def duels(labels: Labels, parsed: argparse.Namespace) -> tuple[str, bool]:
     headings = ["", "best s", "median s", "us/voxel", f"{name} s", "us/voxel", "ratio", "wanted"]
     steps = N_STEPS * np.count_nonzero(labels) / tracking[0].median
     text = [
-        common.table(headings, [row("flows", flows, sizes), row("tracking", tracking, sizes)]),
+        common.table(headings, [row(name, took, sizes) for name, took in pairs.items()]),
         f"{name} ran on {common.joined(small.shape, 'x')} voxels of it; its instances' boxes hold "
         f"{baseline.box_voxels(small) / small.size:.1f} times as many.",
         f"Flows differ by at most {worst:.1e} in a component; positions are "
