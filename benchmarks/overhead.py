@@ -36,6 +36,7 @@ from distributed import Client, LocalCluster
 
 import topo_dask
 from topo_dask.kernels import cpu
+from topo_dask.kernels.backends import Kernels
 from topo_dask.run.execute import Engine, open_engine
 from topo_dask.storage import create_array, open_array
 
@@ -82,6 +83,7 @@ class Clock(Engine):
         self.wall: dict[str, float] = defaultdict(float)
         self.own: dict[str, float] = defaultdict(float)
         self.spent: dict[str, float] = defaultdict(float)
+        self.codec: dict[str, float] = defaultdict(float)
         self.tasks: dict[str, int] = defaultdict(int)
 
     def _completed(self, function: Any, items: Any) -> Iterator[Any]:
@@ -97,6 +99,7 @@ class Clock(Engine):
                 self.own[stage] += seconds
                 for kind in spent:
                     self.spent[kind] += spent[kind]
+                self.codec[stage] += spent["codec"]
                 self.tasks[stage] += 1
                 yield number, result
         self.wall[stage] += time.perf_counter() - began
@@ -117,11 +120,13 @@ def _clocked(function: Callable[..., Any], spent: dict[str, float], kind: str) -
 def parts() -> Iterator[dict[str, float]]:
     """Seconds spent in the kernels, and in reading and writing zarr arrays, in this process."""
     spent = {"kernels": 0.0, "codec": 0.0}
-    targets = [(cpu, name, "kernels") for name in cpu.__all__]
+    targets: list[tuple[Any, str, str]] = [(cpu, name, "kernels") for name in cpu.__all__]
+    targets += [(Kernels, name, "kernels") for name in vars(Kernels) if name[0] != "_"]
     targets += [(zarr.Array, name, "codec") for name in ("__getitem__", "__setitem__")]
     with ExitStack() as stack:
         for owner, name, kind in targets:
             call = _clocked(getattr(owner, name), spent, kind)
+            call = staticmethod(call) if owner is Kernels else call
             stack.enter_context(mock.patch.object(owner, name, call))
         yield spent
 

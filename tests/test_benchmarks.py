@@ -16,6 +16,8 @@ from scipy import ndimage
 
 from topo_dask import compare, generate_diffusion_flows, segment, track_flows
 from topo_dask.grid import Region
+from topo_dask.kernels import cpu
+from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.parallel import starmap
 from topo_dask.storage import create_array, open_array
 from topo_dask.testing import synthetic_tissue
@@ -136,6 +138,45 @@ def test_overhead_runs(labels: Path, tmp_path: Path) -> None:
     assert "wall seconds on 1 workers" in out
     assert "| segment | labels" in out
     assert "both ways are identical" in out
+
+
+def test_tracking_in_blocks_is_timed(labels: Path) -> None:
+    out = run("track.py", labels, "--size", 24, "--blocks", 12, "--n-iter", 10, "--repetitions", 1)
+    assert "| kernel alone, in memory |" in out
+    assert "stored uncompressed: rounds: " in out
+    assert "Labels are identical." in out
+
+
+def test_clocks_see_the_kernels_wherever_they_are_looked_up() -> None:
+    overhead = module("overhead")
+    with overhead.parts() as spent:
+        kernels_for("cpu").interleave(np.ones((3, 1, 1, 1), np.float32))
+        first = spent["kernels"]
+        cpu.interleave(np.ones((3, 1, 1, 1), np.float32))
+        assert spent["kernels"] > first > 0
+    kernels_for("cpu").interleave(np.ones((3, 1, 1, 1), np.float32))
+    cpu.compact(np.ones((1, 1, 1), np.uint8))
+
+
+def test_mirrored_flows_go_on_across_the_faces() -> None:
+    workers = module("workers")
+    labels = VOLUME[:16, :16, :16]
+    flow = generate_diffusion_flows(labels, 20)
+    whole = np.concatenate([labels, workers.mirrored(labels, (0, 1, 0))], axis=1)
+    both = np.concatenate([flow, workers.mirrored(flow, (0, 1, 0))], axis=2)
+    assert np.array_equal(whole, whole[:, ::-1])
+    turned = both[:, :, ::-1] * np.array([1, -1, 1], np.float32).reshape(3, 1, 1, 1)
+    assert np.array_equal(both, turned)
+    assert np.array_equal(workers.mirrored(flow, (2, 0, 4)), flow)
+
+
+@pytest.mark.slow
+def test_workers_are_compared(labels: Path) -> None:
+    small = ("--size", 40, "--crop", 24, "--blocks", 20, "--n-iter", 10)
+    out = run("workers.py", labels, *small)
+    assert "times as fast" in out
+    assert "| number " in out
+    assert "Labels are identical." in out
 
 
 def test_labels_that_differ_are_told(

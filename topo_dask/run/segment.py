@@ -227,8 +227,9 @@ def continue_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
     """Stage track, later rounds: what others handed over; done particles go to their home."""
     job = task.job
     particles, read = _collect(task), job.region_read(task.block)
+    flow = job.part_of_flow(read)  # checked in the first round
     ended = advance(
-        job.read_flow(task.block, read),
+        kernels_for(job.settings.backend).interleave(flow),
         particles,
         origin=read.start,
         shape=job.grid.shape,

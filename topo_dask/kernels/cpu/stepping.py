@@ -22,6 +22,9 @@ LANES = 64
 CHUNK = 8
 """Steps made together before a look at who left; what leaves makes up to so many once more."""
 
+ALONE = 3
+"""Steps that are worth being made together for the sake of the particle that has no more."""
+
 WIDTH = 16
 """Numbers in a vector operation: four particles."""
 
@@ -234,10 +237,11 @@ def _together(
 
 @compiled
 def _extremes(rest: Any) -> Any:
-    """The fewest and the most steps that a lane still has to make."""
-    fewest, most = rest[0], rest[0]
+    """The fewest and the most steps that a lane still has to make, but for lanes without any."""
+    fewest, most = np.int32(CHUNK), np.int32(0)
     for j in range(LANES):
-        fewest, most = min(fewest, rest[j]), max(most, rest[j])
+        fewest = min(fewest, rest[j] if rest[j] > 0 else np.int32(CHUNK))
+        most = max(most, rest[j])
     return fewest, most
 
 
@@ -257,21 +261,23 @@ def track_nearest(
     while True:
         if vacant:
             for j in range(LANES):
+                while who[j] < 0 and coming < span[1] and left[coming] == 0:
+                    coming += 1
                 if who[j] < 0 and coming < span[1]:
                     who[j], rest[j] = coming, left[coming]
                     for c in range(3):
                         particles[4 * j + c] = positions[coming, c]
                     coming += 1
         fewest, most = _extremes(rest)
-        if most == 0 and coming == span[1]:
+        if most == 0:
             return
-        steps = min(most, np.int32(CHUNK))
+        steps = min(most, max(fewest, np.int32(ALONE)))
         before[:] = particles
         some_left = _together(flow, particles, at, away, steps, place, step)
         vacant = some_left or fewest <= steps
         if not vacant:
             for j in range(LANES):
-                rest[j] -= steps
+                rest[j] = max(rest[j] - steps, 0)
             continue
         for j in range(LANES):
             k, i = 4 * j, who[j]
