@@ -349,7 +349,6 @@ def resampling(device: Device, edge: int) -> Iterator[Kernel]:
             item="voxels",
             moved=moved,
             operations=operations,
-            tolerance=0.0 if order == 1 else 1e-11,
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
+from topo_dask import fuse_mosaic
+from topo_dask.errors import TightMemory
 from topo_dask.kernels import cpu, gpu, resample
 from topo_dask.kernels.cpu import tiles as cpu_tiles
 from topo_dask.kernels.cpu.blend import axis_weight
 from topo_dask.kernels.gpu import Device
 from topo_dask.kernels.gpu import resample as gpu_resample
 from topo_dask.kernels.gpu import tiles as gpu_tiles
+from topo_dask.kernels.gpu.host import MEMORY
 from topo_dask.kernels.resample import BLENDS, needed_part, part_to_read
 
 few = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -217,7 +221,7 @@ def test_resampled_tiles_are_those_of_the_cpu(
         given_of_part: Any = {"start": read[0], "part": part, "lengths": lengths}
         found = gpu_resample.spline_coefficients(values, **given_of_part)
         values = resample.spline_coefficients(values, **given_of_part)
-        assert_allclose(found, values, rtol=0, atol=1e-13)
+        same_bits(found, values)
     blocks = [[np.zeros((3, 4, 9, 10)), np.zeros((4, 9, 10))] for _ in range(2)]
     tables = np.zeros((3, max(lengths)))
     for axis, n in enumerate(lengths):
@@ -279,3 +283,47 @@ def test_resampled_volume_is_that_of_scipy(device: Device, order: int) -> None:
     wanted = ndimage.affine_transform(tile[0].astype(float), matrix, offset, out, order=order)
     assert 0.1 < mass.mean() < 1
     assert_allclose(total[0], wanted, rtol=0, atol=1e-11)
+
+
+# ------------------------------------------------------------------------------------- mosaics
+
+
+def turned_tiles() -> tuple[list[np.ndarray], list[np.ndarray]]:
+    rng = np.random.default_rng(7)
+    tiles = [(rng.random((2, 6, 20, 20)) * 255).astype(np.uint8) for _ in range(3)]
+    moved = [transform((0, 0, 0.1 * n), 1.0, (0, 0, 0), 0.0)[1] for n in range(3)]
+    for n, matrix in enumerate(moved):
+        matrix[:3, 3] += (0, 0, 9 * n)
+    return tiles, moved
+
+
+@pytest.mark.parametrize("order", [0, 1, 3])
+def test_mosaics_are_those_of_the_cpu(device: Device, order: int, tmp_path: Path) -> None:
+    tiles, matrices = turned_tiles()
+    options: Any = {"order": order, "blend": "cosine", "blocks": (4, 16, 16)}
+    expected = fuse_mosaic(tiles, matrices, **options, backend="cpu")
+    lazy = fuse_mosaic(tiles, matrices, **options, backend="gpu")
+    same_bits(lazy.compute(scheduler="sync"), expected.compute(scheduler="sync"))
+    made = fuse_mosaic(
+        tiles, matrices, output=tmp_path / "a.zarr", cluster="sync", **options, backend="gpu"
+    )
+    same_bits(made.array[...], expected.compute(scheduler="sync"))
+    assert device.name in repr(made)
+
+
+def test_blocks_of_a_mosaic_that_do_not_fit_are_made_of_halves(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if device.xp is not np:
+        pytest.skip("only the host's memory can be made small")
+    tiles, matrices = turned_tiles()
+    options: Any = {"order": 1, "blocks": (6, 64, 64), "cluster": "sync"}
+    expected = fuse_mosaic(tiles, matrices, **options, backend="cpu")
+    monkeypatch.setenv(MEMORY, "90000")
+    with (
+        pytest.warns(TightMemory, match="fuse may need"),
+        pytest.warns(TightMemory, match="1 of 1 tasks, which were computed in parts"),
+    ):
+        made = fuse_mosaic(tiles, matrices, output=tmp_path / "a.zarr", **options, backend="gpu")
+    same_bits(made.array[...], expected.compute(scheduler="sync"))
+    assert "in parts" in repr(made)

@@ -431,7 +431,7 @@ def relabel(**options: Any) -> None:
 @click.option("--background", type=float, default=0, show_default=True, help="Where no tile is.")
 @click.option("--dtype", help="Of the output. [default: that of the tiles]")
 @click.option("--check/--no-check", default=True, help="Read every zarr tile once before.")
-@partial(run_options, computes=False)
+@run_options
 def fuse(**options: Any) -> None:
     """Fuse the tiles of TABLE (CSV, JSON, OME-TIFF, OME-XML) into one zarr array at OUTPUT."""
     table = read_tile_table(options.pop("table"))

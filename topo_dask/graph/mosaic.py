@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -16,11 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from dask.delayed import delayed
 
-from topo_dask.config import choice
-from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
+from topo_dask.config import BACKENDS, choice
+from topo_dask.errors import DeviceMemoryError, InvalidArgument, InvalidData, InvalidType
 from topo_dask.graph.alive import fast_to_slow, spans
 from topo_dask.graph.blocks import Source, assemble
 from topo_dask.grid import BlockGrid, Region, as_lengths
+from topo_dask.kernels.backends import Kernels, kernels_for
+from topo_dask.kernels.computed import note_in_parts
 from topo_dask.kernels.cpu.blend import axis_weight
 from topo_dask.kernels.resample import (
     BLENDS,
@@ -28,14 +30,15 @@ from topo_dask.kernels.resample import (
     ORDERS,
     Box,
     Lengths,
-    accumulate,
     needed_part,
     part_to_read,
-    spline_coefficients,
 )
 
 SINGULAR = 1e-12
 """A linear part is singular if its smallest singular value is below this share of its largest."""
+
+FEWEST = 4096
+"""Voxels of a block that a GPU's memory holds, or what a tile gives to it is too much for it."""
 
 MAX_LISTED = 20
 AT_INFINITY = "which moves a part of its tile to infinity"
@@ -62,6 +65,9 @@ class MosaicSettings:
         Whether vectors get length 1.
     background
         The value where no tile is.
+    backend
+        What computes, see `topo_dask.kernels.backends`. It changes no byte of the result, so it
+        counts neither where settings are compared nor in fingerprints.
 
     Examples
     --------
@@ -76,8 +82,10 @@ class MosaicSettings:
     vector: bool = False
     unit: bool = False
     background: float = 0
+    backend: str = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
+        choice("backend", self.backend, BACKENDS)
         choice("order", self.order, ORDERS)
         choice("blend", self.blend, BLENDS)
         if not isinstance(self.background, (int, float, np.integer, np.floating)):
@@ -601,13 +609,15 @@ def add_tile(
     tile: PlacedTile,
     source: Any,
     settings: MosaicSettings,
+    kernels: Kernels,
 ) -> None:
     """Blend what a tile gives to a block into it, reading no more than that.
 
     Parameters
     ----------
     total, weights
-        ``[C, z, y, x]`` and ``[z, y, x]`` of the block; changed in place.
+        ``[C, z, y, x]`` and ``[z, y, x]`` of the block, where the kernels compute; changed in
+        place.
     target
         The block.
     tile
@@ -616,6 +626,8 @@ def add_tile(
         Its voxels: anything that slices like an array.
     settings
         How to blend.
+    kernels
+        What computes.
     """
     found = part_of(tile, target, settings)
     if found is None:
@@ -623,16 +635,17 @@ def add_tile(
     box, part, read = found
     values = _read(tile, source, read, settings)
     if settings.order == 3:
-        values = spline_coefficients(values, start=read[0], part=part, lengths=tile.lengths)
+        voxels = kernels.there(values)
+        values = kernels.spline_coefficients(voxels, start=read[0], part=part, lengths=tile.lengths)
     elif total.dtype.kind != "f":
         values = values.astype(total.dtype)
     else:
         small = values.dtype.itemsize <= 2 or values.dtype == np.float32
         values = values.astype(np.float32 if small else np.float64)
-    accumulate(
+    kernels.accumulate(
         total,
         weights,
-        np.ascontiguousarray(values),
+        kernels.there(values),
         tile.maps,
         np.array([target[0], *box, part[0], tile.lengths], dtype=np.int64),
         _tables(tile.lengths, settings.overlap),
@@ -679,14 +692,50 @@ def fuse_block(
 
     Returns
     -------
-    ``[C, *block]``, or ``[*block]`` without channels.
+    ``[C, *block]``, or ``[*block]`` without channels. Blocks that a GPU's memory does not hold
+    are made of halves.
     """
+    placed, voxels = list(tiles), list(sources)
+    how: dict[str, Any] = {"channels": channels, "common": common, "dtype": dtype}
+    try:
+        return _fuse_whole(region, placed, voxels, settings=settings, **how)
+    except DeviceMemoryError:
+        note_in_parts()
+    if region.size <= FEWEST:
+        return fuse_block(region, placed, voxels, settings=replace(settings, backend="cpu"), **how)
+    halves, axis = _halves(region)
+    made = [fuse_block(half, placed, voxels, settings=settings, **how) for half in halves]
+    return np.concatenate(made, axis=axis + bool(channels))
+
+
+def _halves(region: Region) -> tuple[list[Region], int]:
+    """Two halves of a region, and the axis along which they follow each other."""
+    axis = int(np.argmax(region.shape))
+    middle = (region.start[axis] + region.stop[axis]) // 2
+    stop = (*region.stop[:axis], middle, *region.stop[axis + 1 :])
+    start = (*region.start[:axis], middle, *region.start[axis + 1 :])
+    return [Region(region.start, stop), Region(start, region.stop)], axis
+
+
+def _fuse_whole(
+    region: Region,
+    tiles: Sequence[PlacedTile],
+    sources: Sequence[Any],
+    *,
+    settings: MosaicSettings,
+    channels: int,
+    common: np.dtype[Any],
+    dtype: np.dtype[Any],
+) -> npt.NDArray[Any]:
+    """`fuse_block` at once."""
     target = in_three(region)
     shape = tuple(b - a for a, b in zip(*target, strict=True))
-    total = np.zeros((max(channels, 1), *shape), dtype=working_dtype(common, settings))
-    weights = np.zeros(shape)
+    kernels = kernels_for(settings.backend)
+    sums = kernels.zeros((max(channels, 1), *shape), dtype=working_dtype(common, settings))
+    masses = kernels.zeros(shape)
     for tile, source in zip(tiles, sources, strict=True):
-        add_tile(total, weights, target, tile=tile, source=source, settings=settings)
+        add_tile(sums, masses, target, tile=tile, source=source, settings=settings, kernels=kernels)
+    total, weights = kernels.in_memory(sums), kernels.in_memory(masses)
     if settings.blend in ("cosine", "mean"):
         np.divide(total, weights, out=total, where=weights > 0)
     if settings.unit:
@@ -712,6 +761,11 @@ def memory_of_mosaic(block: int, part: int, channels: int, itemsize: int, order:
     """
     read = itemsize + 8 + (16 if order == 3 else 0)
     return (24 * channels + 16) * block + channels * read * part
+
+
+def device_memory_of_mosaic(block: int, part: int, channels: int, order: int) -> int:
+    """The same of a GPU: sums, weights, voxels or coefficients, and what is filtered for these."""
+    return 8 * (channels + 1) * block + channels * (24 if order == 3 else 8) * part
 
 
 def mosaic_array(

@@ -7,10 +7,16 @@ memory at random or merge small tables, and the code that needs them says `cpu` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
 from topo_dask.errors import BackendUnavailable
-from topo_dask.kernels import cpu, gpu
+from topo_dask.kernels import cpu, gpu, resample
 from topo_dask.kernels.computed import PROCESSOR, Computed, note
-from topo_dask.kernels.gpu import split
+from topo_dask.kernels.gpu import arrays, split
+from topo_dask.kernels.gpu import resample as gpu_resample
 from topo_dask.kernels.gpu.device import Device, find_device, host_is_wanted
 
 
@@ -28,6 +34,12 @@ class Kernels:
     track = staticmethod(cpu.track)
     track_voxels = staticmethod(cpu.track_voxels)
     cell_table = staticmethod(cpu.cell_table)
+    spline_coefficients = staticmethod(resample.spline_coefficients)
+    accumulate = staticmethod(resample.accumulate)
+    # Arrays that stay where it is computed while several kernels work on them.
+    zeros: Callable[..., Any] = staticmethod(np.zeros)
+    there: Callable[..., Any] = staticmethod(np.ascontiguousarray)
+    in_memory: Callable[..., Any] = staticmethod(np.asarray)
 
 
 class DeviceKernels(Kernels):
@@ -44,6 +56,11 @@ class DeviceKernels(Kernels):
     track = staticmethod(split.track)
     track_voxels = staticmethod(split.track_voxels)
     cell_table = staticmethod(split.cell_table)
+    spline_coefficients = staticmethod(gpu_resample.spline_coefficients)
+    accumulate = staticmethod(gpu_resample.accumulate)
+    zeros = staticmethod(arrays.zeros)
+    there = staticmethod(arrays.there)
+    in_memory = staticmethod(arrays.in_memory)
 
 
 def device_for(backend: str) -> tuple[Device | None, str]:

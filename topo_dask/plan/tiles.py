@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from topo_dask.graph.blend import memory_of_tiles
-from topo_dask.graph.mosaic import memory_of_mosaic
+from topo_dask.graph.mosaic import device_memory_of_mosaic, memory_of_mosaic
 from topo_dask.graph.tiles import TileGrid, TilePlan, tile_blocks
 from topo_dask.grid import BlockGrid
 from topo_dask.plan.outline import Decision, Machine, Plan, Space, StagePlan, space_of
@@ -137,6 +137,8 @@ class MosaicWork(Work):
         Of the splines.
     checked
         Files that are read once before, and how many of them a task reads.
+    backend
+        What is to compute.
     """
 
     blocks: int
@@ -146,6 +148,7 @@ class MosaicWork(Work):
     order: int
     checked: tuple[int, int] = (0, 1)
     zarr_format: int = 3
+    backend: str = ""
 
     @property
     def _values(self) -> int:
@@ -171,8 +174,10 @@ class MosaicWork(Work):
         # What a tile gives to a block may be turned in it.
         part = min(tile, round(2 * self.block))
         need = memory_of_mosaic(self.block, part, self._values, largest.itemsize, self.order)
+        device = device_memory_of_mosaic(self.block, part, self._values, self.order)
         output = self.output()
-        yield StagePlan("fuse", self.blocks, peak(need), 2 * every, output.size, output.files)
+        sizes = 2 * every, output.size, output.files
+        yield StagePlan("fuse", self.blocks, peak(need), *sizes, device_bytes=device)
 
     def output(self) -> Space:
         """See `Work`."""

@@ -156,6 +156,7 @@ def fuse_mosaic(
     progress: bool | None = None,
     zarr_format: int = 3,
     ignore_memory: bool = False,
+    backend: str = "auto",
 ) -> Any:
     """Fuse tiles that lie anywhere, turned, stretched or tilted, into one image or volume.
 
@@ -202,7 +203,7 @@ def fuse_mosaic(
         Read every zarr tile once before work starts, so that damaged ones are all found then.
     blocks
         Shape of a block; ``None`` for 128 voxels a side, 1024 of an image.
-    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+    work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
         See `RunOptions`.
 
     Returns
@@ -238,7 +239,7 @@ def fuse_mosaic(
         transforms = tiles.transforms if transforms is None else transforms
         tiles = tiles.tiles
     options = RunOptions(
-        None, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+        None, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
     )
     matrices = transform_matrices(_listed(transforms, "transforms"), count=len(_listed(tiles)))
     settings = MosaicSettings(
@@ -249,6 +250,7 @@ def fuse_mosaic(
         vector,
         vector if unit is None else unit,
         background,
+        options.backend,
     )
     sources = open_tiles(tiles)
     channels, common = check_tiles(
@@ -308,6 +310,7 @@ class _Plan:
             self.settings.order,
             checked=(files if check else 0, CHECKED_TOGETHER),
             zarr_format=options.zarr_format,
+            backend=options.backend,
         )
 
     @property
@@ -415,7 +418,7 @@ def _fuse(run: Run, job: MosaicJob, plan: _Plan, mark: str) -> dict[str, Any]:
         "alive, planned": planned_alive(*blocks.lives(positions, positions), ahead=ahead),
         "alive, measured": measured_alive(*blocks.lives(times[:, 0], times[:, 1])),
         "blocks": f"{job.grid!r}, {len(tasks)} of them written",
-        "ran on": run.engine.name,
+        **run.where,
     }
 
 

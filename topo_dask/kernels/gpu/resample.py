@@ -12,19 +12,19 @@ from topo_dask.kernels.gpu.arrays import fetched, placed, write_back
 from topo_dask.kernels.gpu.device import Device, find_device
 from topo_dask.kernels.resample import Box, Lengths, inside, windows
 
-POLE = math.sqrt(3.0) - 2.0
-"""Of the filter of cubic splines."""
+POLE = -0.267949192431122706472553658494127633
+"""Of the filter of cubic splines: sqrt(3) - 2, as scipy rounds it."""
 
 
 def _filter(device: Device, values: Any) -> None:
     """Cubic spline coefficients of ``[C,z,y,x]``, mirrored at its faces, in place."""
-    stride = 1
-    for length in reversed(values.shape[1:]):
+    stride = values.size // len(values)
+    for length in values.shape[1:]:  # scipy's order
+        stride //= length
         if length > 1:
             lines = values.size // length
             numbers = length, stride, POLE, POLE ** (length - 1)
             device.launch("resample", "spline_lines", lines, values, *numbers)
-        stride *= length
 
 
 def spline_coefficients(values: Any, *, start: Lengths, part: Box, lengths: Lengths) -> Any:

@@ -22,7 +22,7 @@ from topo_dask.kernels import cpu
 from topo_dask.kernels.computed import PROCESSOR, note, note_in_parts
 from topo_dask.kernels.cpu.labels import Integers
 from topo_dask.kernels.gpu import cells, direct, tracking
-from topo_dask.kernels.gpu.device import find_device
+from topo_dask.kernels.gpu.arrays import in_memory
 from topo_dask.kernels.tables import CellTable, ErrorTable, merge_cells, merge_errors
 
 Made = TypeVar("Made")
@@ -47,11 +47,6 @@ def whole_or(parts: Callable[[], Made], whole: Callable[[], Made]) -> Made:
         note_in_parts()
     # Outside of the handler: the error keeps the arrays of the attempt alive.
     return parts()
-
-
-def in_memory(array: Any) -> npt.NDArray[Any]:
-    """An array that may be on the device, in memory."""
-    return array if isinstance(array, np.ndarray) else find_device().get(array)
 
 
 # ------------------------------------------------------------------------------------ tracking
