@@ -94,8 +94,9 @@ def attributes(device: Device) -> tuple[str, float | None]:
         return device.name, None
     card = device.xp.cuda.Device()
     known = card.attributes
-    clock, units = 1e3 * known["ClockRate"], known["MultiProcessorCount"]
-    wire = 2 * 1e3 * known.get("MemoryClockRate", 0) * known["GlobalMemoryBusWidth"] / 8
+    # Newer drivers may keep clocks to themselves: 0 then.
+    clock, units = 1e3 * known.get("ClockRate", 0), known["MultiProcessorCount"]
+    wire = 2 * 1e3 * known.get("MemoryClockRate", 0) * known.get("GlobalMemoryBusWidth", 0) / 8
     capability = card.compute_capability
     lanes = {"80": 32, "90": 64, "100": 64}.get(capability, 2)
     free, total = card.mem_info
@@ -105,7 +106,7 @@ def attributes(device: Device) -> tuple[str, float | None]:
         f"attributes {wire / 1e12:.2f} TB/s and {units * lanes * clock / 1e12:.1f} T float64 "
         f"operations/s; CuPy {device.xp.__version__}, driver "
         f"{device.xp.cuda.runtime.driverGetVersion()}"
-    ), units * lanes * clock
+    ), units * lanes * clock or None
 
 
 def limits_of(device: Device, repetitions: int) -> Limits:
