@@ -52,11 +52,11 @@ class Level:
         key = ((z * ny + y) * nx + x) * most + self.number[inside]
         boxes, first, box = xp.unique(key, return_index=True, return_inverse=True)
         count = int(boxes.size)
-        self.parent[inside] = box
+        self.parent[inside] = box.astype(np.int32)
         order = xp.argsort(box, kind="stable")
         self.children = inside[order].astype(np.int32)
         self.starts = device.zeros(count + 1, np.int32)
-        self.starts[1:] = xp.cumsum(xp.bincount(box, minlength=count))[:count]
+        self.starts[1:] = xp.cumsum(xp.bincount(box, minlength=count)).astype(np.int32)
         near, weights = device.empty((count, 6), np.int32), device.empty((count, 6), np.float64)
         wall = device.empty(count, np.float64)
         known = (*self.system, self.wall, self.starts, self.children, self.parent)

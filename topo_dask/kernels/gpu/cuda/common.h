@@ -8,3 +8,7 @@
 #define FOR_EACH_ITEM(i, count)                                                                  \
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < (count);            \
          i += (long long)gridDim.x * blockDim.x)
+
+// Product and sum, rounded once.
+__device__ __forceinline__ float fused(float a, float b, float c) { return fmaf(a, b, c); }
+__device__ __forceinline__ double fused(double a, double b, double c) { return fma(a, b, c); }

@@ -189,8 +189,8 @@ template <typename Real> struct Columns {
                 Real after = j == 3 ? right : here[j < 3 ? j + 1 : 3];
                 if (p.x + j == grid.nx - 1) after = here[j];
                 Real sum = wz * both_sides<WALLS>(links, walls, 0, below[j], here[j], above[j]);
-                sum = fma(both_sides<WALLS>(links, walls, 2, front[j], here[j], back[j]), wy, sum);
-                made[j] = fma(both_sides<WALLS>(links, walls, 4, before, here[j], after), wx, sum);
+                sum = fused(both_sides<WALLS>(links, walls, 2, front[j], here[j], back[j]), wy, sum);
+                made[j] = fused(both_sides<WALLS>(links, walls, 4, before, here[j], after), wx, sum);
             }
             store_four(made, now + p.at);
         } else {
