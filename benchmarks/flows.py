@@ -2,6 +2,8 @@
 
 - Each potential, and the coordinate potential with ten times the iterations (with and without
   `adaptive_iters`) and at other origins: seconds, and how often the first row fits into them.
+- Those iterations by sums of Chebyshev polynomials against plain ones: seconds, and how far a
+  component is from plain iteration, and both from plain iteration in float64.
 - The same flows of cubes of several sizes: cost per voxel, which should be flat. A cube larger
   than the volume is filled with mirror images of it, whose instances are apart.
 
@@ -23,9 +25,13 @@ import numpy as np
 import numpy.typing as npt
 
 import topo_dask
+from topo_dask.kernels.cpu.diffusion import TINY, domain_of, weights_of
+from topo_dask.kernels.cpu.sweep import Start
+from topo_dask.kernels.parallel import available_cores, starmap
 from topo_dask.storage import open_array
 
 TITLE = "Flows: potentials, iterations, origins, sizes"
+TOLERANCE = 1e-4
 FIELDS = {"coordinate": 4, "heat": 1}
 
 Labels = npt.NDArray[Any]
@@ -100,6 +106,48 @@ def potentials(parsed: argparse.Namespace) -> str:
     return f"Labels: {common.described(labels)}.\n\n{table}"
 
 
+def in_float64(labels: Labels, n: int) -> npt.NDArray[np.float32]:
+    """Flows of n plain iterations for all instances, with nothing in float32 before the end."""
+    table = topo_dask.instance_table(labels)
+    with starmap(available_cores()) as run:
+        threads, weights = available_cores(), weights_of((1.0, 1.0, 1.0))
+        total = np.full(len(table), n)
+        domain = domain_of(labels, None, None, table.ids, total, run, threads)
+        layout, origin = domain.layout, np.zeros(len(table) + 1, dtype=np.int64)
+        starts = [Start(np.float64, origin, axis, tiniest=0.0) for axis in range(3)]
+        fields = layout.fields(starts, run, threads)
+        fields = layout.advance(fields, (0, layout.total), weights, run, threads)
+        values = [np.zeros(0), *(field.even for field in fields)]
+        return domain.flow(values, np.ones((len(table) + 1, 6)), TINY, run, threads)
+
+
+def accelerated(parsed: argparse.Namespace) -> str:
+    labels, n = common.crop(parsed.labels, parsed.size), 10 * parsed.n_iter
+    make = partial(topo_dask.generate_diffusion_flows, labels, adaptive_iters=False)
+    fast = partial(make, n, acceleration="chebyshev", tolerance=TOLERANCE)
+    first = f"plain, n = {n // 10}"
+    sides = {first: partial(make, n // 10), f"Chebyshev, n = {n}": fast}
+    times = common.interleaved(sides, parsed.repetitions)
+    plain = common.interleaved({f"plain, n = {n}": partial(make, n)}, 1)
+    times |= plain
+    exact, foreground = in_float64(labels, n), labels > 0
+    made = []
+    for name, took in times.items():
+        cells = [name, f"{took.best:.3f}", f"{took.median:.3f}"]
+        cells.append(f"{took.median / times[first].median:.2f}")
+        for other in (next(iter(plain.values())).result, exact):
+            off = np.abs(took.result - other).max(axis=0)[foreground]
+            far = f"{off.max():.1e}, {np.mean(off > TOLERANCE):.1e}"
+            cells.append("" if name == first else far)
+        made.append(cells)
+    headings = ["", "best s", "median s", "times the first, medians"]
+    headings += [f"off plain n = {n}: most, share > {TOLERANCE:g}", "off the same in float64"]
+    allowed = f"Wanted: Chebyshev with tolerance {TOLERANCE:g} at most 4 times the first."
+    return f"Iterations of all instances, whatever their size. {allowed}\n\n" + common.table(
+        headings, made
+    )
+
+
 def sizes(parsed: argparse.Namespace) -> str:
     made = []
     for size in map(int, parsed.sizes.split(",")):
@@ -124,7 +172,9 @@ def main(words: Sequence[str] | None = None) -> int:
     tiny = common.crop(parsed.labels, 32)
     for potential in ("coordinate", "heat", "poisson"):  # compiled now
         topo_dask.generate_diffusion_flows(tiny, potential=potential)
-    common.report(made, parsed, TITLE, [potentials(parsed), sizes(parsed)])
+    topo_dask.generate_diffusion_flows(tiny, 1000, False, acceleration="chebyshev")
+    in_float64(tiny, 10)
+    common.report(made, parsed, TITLE, [potentials(parsed), accelerated(parsed), sizes(parsed)])
     return 0
 
 

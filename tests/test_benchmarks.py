@@ -72,6 +72,7 @@ def test_flows_run_and_fill_large_cubes_with_images(labels: Path) -> None:
     out = run("flows.py", labels, *few)
     assert "| poisson, n = 10 " in out
     assert "| coordinate, n = 100 for all " in out
+    assert "| Chebyshev, n = 100 " in out
     assert "| 40³ " in out
     large = module("flows").cube(labels, 40)
     assert large.shape == (40, 40, 40)

@@ -83,7 +83,10 @@ MANY_PARAMETERS: dict[str, str] = {
     "kernels/cpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
     "kernels/gpu/diffusion.py:diffusion_round": "the whole definition of the field of one block",
     "kernels/gpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
+    "kernels/cpu/rows.py:_recurrence_of.add": "compiled code takes its arrays one by one",
+    "kernels/cpu/chebyshev.py:chebyshev_flow": "the whole definition of the field of one block",
     "kernels/reference.py:diffusion_flow": "the whole definition of the field of one block",
+    "kernels/reference.py:chebyshev_flow": "the whole definition of the field of one block",
 }
 
 

@@ -20,6 +20,7 @@ import dask.array as da
 import hypothesis
 import numpy as np
 import pytest
+from cases import SEEDS, spatial_masks
 from distributed import Client, LocalCluster
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -45,8 +46,6 @@ MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 # A run costs some 20 ms a block, more through a scheduler.
 MOST_BLOCKS = {"sync": 12, "threads": 12, "processes": 6, "dask": 6}
 ENGINES = st.sampled_from([*["sync"] * 5, *["threads"] * 3, "processes", "dask"])
-
-seeds = st.integers(0, 2**32 - 1)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +113,7 @@ LAYOUTS = st.sampled_from(["v3", "v2", "shards"])
 @st.composite
 def whirls(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
     """Particles that go round and round, and never stop."""
-    rng = np.random.default_rng(draw(seeds))
+    rng = np.random.default_rng(draw(SEEDS))
     middle = (np.asarray(shape) - 1) / 2 + rng.uniform(-1, 1, size=3)
     axis = rng.normal(size=3)
     away = np.indices(shape) - middle[:, None, None, None]
@@ -134,7 +133,7 @@ def currents(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
 def flows_to_follow(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray:
     """Any field, noise on it, parts of it 0, in half precision too."""
     field = draw(st.one_of(flow_fields(shape), whirls(shape), currents(shape)))
-    rng = np.random.default_rng(draw(seeds))
+    rng = np.random.default_rng(draw(SEEDS))
     if draw(st.booleans()):
         field = field + rng.normal(scale=0.3, size=field.shape)
     if draw(st.booleans()):
@@ -333,7 +332,7 @@ def long_volumes(draw: st.DrawFn) -> np.ndarray:
     shape = [draw(st.integers(1, 4)), draw(st.integers(1, 4)), draw(st.integers(20, 90))]
     shape = draw(st.permutations(shape))
     labels = np.zeros(shape, dtype=np.uint32)
-    rng = np.random.default_rng(draw(seeds))
+    rng = np.random.default_rng(draw(SEEDS))
     for label in range(1, draw(st.integers(1, 4)) + 1):
         ends = np.sort(rng.integers(0, np.asarray(shape) + 1, size=(2, 3)), axis=0)
         labels[tuple(slice(a, b) for a, b in ends.T)] = label
@@ -354,20 +353,6 @@ def flow_settings(draw: st.DrawFn) -> dict[str, Any]:
 
 
 VOLUMES = st.one_of(label_volumes(max_side=12), long_volumes())
-
-
-@st.composite
-def spatial_masks(draw: st.DrawFn, shape: tuple[int, ...]) -> np.ndarray | None:
-    """None, or 1 in a box that leaves a margin, or 1 here and there."""
-    kind = draw(st.sampled_from(["none", "none", "box", "noise"]))
-    if kind == "none":
-        return None
-    if kind == "noise":
-        rng = np.random.default_rng(draw(seeds))
-        return (rng.random(shape) < draw(st.sampled_from([0.0, 0.5, 0.9, 0.99]))).astype(np.uint8)
-    mask = np.zeros(shape, dtype=np.float32)
-    mask[tuple(slice(draw(st.integers(0, 2)), n - draw(st.integers(0, 2))) for n in shape)] = 1
-    return mask
 
 
 def flows_of_store(
@@ -536,7 +521,7 @@ def tilings(draw: st.DrawFn) -> tuple[tuple[int, ...], list[tuple[slice, ...]]]:
     return shape, tiles
 
 
-@given(tilings(), seeds)
+@given(tilings(), SEEDS)
 def test_a_constant_comes_back_constant(
     tiling: tuple[tuple[int, ...], list[tuple[slice, ...]]], seed: int
 ) -> None:
@@ -563,7 +548,7 @@ def test_a_constant_comes_back_constant(
 def test_the_names_of_instances_change_no_flow(data: st.DataObject) -> None:
     labels = data.draw(label_volumes(max_side=12))
     settings = data.draw(flow_settings())
-    rng = np.random.default_rng(data.draw(seeds))
+    rng = np.random.default_rng(data.draw(SEEDS))
     old, where = np.unique(labels, return_inverse=True)
     new = np.zeros(len(old), dtype=np.uint64)
     names = rng.choice(

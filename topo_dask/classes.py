@@ -66,7 +66,15 @@ class ClassFlows:
     def settings(self, others: FlowSettings) -> FlowSettings:
         """The settings of this class; what it does not say is as in ``others``."""
         n_iter = others.n_iter if self.diffusion_iters is None else self.diffusion_iters
-        return replace(others, method=self.flow_type, potential=self.potential, n_iter=n_iter)
+        # What accelerates one class says nothing against the methods of others.
+        coordinate = self.flow_type == "diffusion" and self.potential == "coordinate"
+        return replace(
+            others,
+            method=self.flow_type,
+            potential=self.potential,
+            n_iter=n_iter,
+            acceleration=others.acceleration if coordinate else "none",
+        )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from topo_dask.config import BACKENDS, INTERPOLATIONS, METHODS, POTENTIALS
+from topo_dask.config import ACCELERATIONS, BACKENDS, INTERPOLATIONS, METHODS, POTENTIALS
 from topo_dask.demo import run_demo
 from topo_dask.errors import InvalidArgument, TopoError
 from topo_dask.graph.blend import BEYOND, IDS, TILE_BLENDS
@@ -296,6 +296,13 @@ def main() -> None:
 @click.option("--tolerance", type=float, default=1e-4, show_default=True)
 @click.option("--spacing", type=NUMBERS, default=(1.0, 1.0, 1.0), help="Distance of voxels: z,y,x.")
 @click.option("--rounds", type=RoundLength(), help="Iterations a round, in place of a context.")
+@click.option(
+    "--acceleration",
+    type=click.Choice(ACCELERATIONS),
+    default="none",
+    show_default=True,
+    help="Fewer sweeps for many iterations of coordinates, within the tolerance.",
+)
 @click.option("--instances", type=click.Path(), help="Table of these labels, saves a pass.")
 @click.option("--dtype", type=click.Choice(FLOW_TYPES), default="float32", show_default=True)
 @run_options
@@ -333,6 +340,13 @@ def instances(**options: Any) -> None:
 @click.option("--context", type=ContextWidth(), default="auto", show_default=True)
 @click.option("--tolerance", type=float, default=1e-4, show_default=True)
 @click.option("--spacing", type=NUMBERS, default=(1.0, 1.0, 1.0), help="Distance of voxels: z,y,x.")
+@click.option(
+    "--acceleration",
+    type=click.Choice(ACCELERATIONS),
+    default="none",
+    show_default=True,
+    help="Fewer sweeps for many iterations of coordinates, within the tolerance.",
+)
 @click.option("--dtype", type=click.Choice(FLOW_TYPES), default="float32", show_default=True)
 @run_options
 def targets(**options: Any) -> None:

@@ -13,6 +13,7 @@ METHODS = ("diffusion", "direct")
 POTENTIALS = ("coordinate", "heat", "poisson")
 INTERPOLATIONS = ("nearest", "linear")
 GROUPS = (1, 2, 3)
+ACCELERATIONS = ("none", "chebyshev", "auto")
 BACKENDS = ("auto", "cpu", "gpu")
 
 
@@ -111,6 +112,9 @@ class FlowSettings:
         automatic context.
     spacing
         Distance of voxels along z, y, x, in any unit: flows are unit vectors in it.
+    acceleration
+        "chebyshev": long diffusions of coordinates take some sqrt(n) sweeps in the place of n, and
+        are within ``tolerance`` of those; "auto": where that is possible and cheaper than rounds.
     backend
         What computes, see `topo_dask.kernels.backends`. It says nothing of the result, so it
         counts neither where settings are compared nor in fingerprints.
@@ -130,10 +134,12 @@ class FlowSettings:
     tolerance: float = 1e-4
     rounds: int | Literal["auto"] | None = None
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    acceleration: str = "none"
     backend: str = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
         choice("backend", self.backend, BACKENDS)
+        choice("acceleration", self.acceleration, ACCELERATIONS)
         choice("method", self.method, METHODS)
         choice("potential", self.potential, POTENTIALS)
         text = "a whole number >= 0"
@@ -155,7 +161,26 @@ class FlowSettings:
                 "rounds, or a context",
                 "Leave out one of them: rounds have a context of their own.",
             )
+        self._check_acceleration()
         object.__setattr__(self, "spacing", lengths_of_voxel("spacing", self.spacing))
+
+    def _check_acceleration(self) -> None:
+        if self.acceleration != "chebyshev":
+            return
+        if self.method != "diffusion" or self.potential != "coordinate":
+            raise InvalidArgument(
+                "acceleration",
+                f"'chebyshev' with method={self.method!r}, potential={self.potential!r}",
+                "'chebyshev' with method='diffusion' and potential='coordinate'",
+                "Choose 'auto' or 'none': heat needs every iteration, the others make none.",
+            )
+        if self.rounds is not None:
+            raise InvalidArgument(
+                "acceleration",
+                f"'chebyshev' with rounds={self.rounds!r}",
+                "acceleration, or rounds",
+                "Leave out one of them: rounds are of plain iterations.",
+            )
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topo_dask.config import FlowSettings
+from topo_dask.graph.acceleration import SWEEP_COST, Shares, applies, shares_of, sweeps_of
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels.cpu.diffusion import weights_of
 from topo_dask.kernels.cpu.heat import untouched_iterations
@@ -159,13 +160,8 @@ def context_region(
         return core
     width = settings.context
     if width == "auto":
-        width = context_width(
-            int(iterations.max()),
-            tolerance=settings.tolerance,
-            farthest=max(map(abs, (*volume.start, *volume.stop))),
-            floor=settings.potential == "coordinate",
-            spacing=settings.spacing,
-        )
+        farthest = max(map(abs, (*volume.start, *volume.stop)))
+        width = _width_of(shares_of(table, iterations, settings), iterations, settings, farthest)
     width += 1  # for the differences, which are taken after the last iteration
     grown = tuple((a - width, b + width) for a, b in zip(core.start, core.stop, strict=True))
     low, high = table.lo.min(axis=0).tolist(), table.hi.max(axis=0).tolist()
@@ -175,6 +171,33 @@ def context_region(
     return Region(
         tuple(min(a, c) for a, c in zip(start, core.start, strict=True)),
         tuple(max(b, c) for b, c in zip(stop, core.stop, strict=True)),
+    )
+
+
+def _width_of(
+    shares: Shares, iterations: npt.NDArray[np.int64], settings: FlowSettings, farthest: int
+) -> int:
+    """The automatic context: what is within the tolerance, or less where less is exact."""
+
+    def width_of(most: int) -> int:
+        return automatic_width(most, settings, farthest)
+
+    fast = shares.fast
+    width = width_of(int(iterations[~fast].max(initial=0)))
+    if fast.any():
+        reach = int(shares.sweeps[fast].max())
+        width = max(width, min(reach, width_of(int(iterations[fast].max()))))
+    return width
+
+
+def automatic_width(iterations: int, settings: FlowSettings, farthest: int) -> int:
+    """`context_width` of so many plain iterations, by some settings."""
+    return context_width(
+        iterations,
+        tolerance=settings.tolerance,
+        farthest=farthest,
+        floor=settings.potential == "coordinate",
+        spacing=settings.spacing,
     )
 
 
@@ -226,6 +249,8 @@ class Choice:
         Estimate for one core.
     reason
         Why, for people.
+    sweeps
+        Of acceleration, for the most iterations; 0 where there is none.
 
     Examples
     --------
@@ -241,6 +266,7 @@ class Choice:
     bytes_read: float
     seconds: float
     reason: str
+    sweeps: int = 0
 
     def __str__(self) -> str:
         what = f"a context of at most {self.width} voxels"
@@ -320,14 +346,18 @@ class _Cost:
 
 
 def _cost_of_context(
-    sample: _Sample, widths: Sequence[int], settings: FlowSettings, itemsize: int
+    sample: _Sample,
+    widths: Sequence[int],
+    sweeps: Sequence[int],
+    settings: FlowSettings,
+    itemsize: int,
 ) -> _Cost:
     """Of reading so much around each block of the sample, once."""
     updates, voxels = 0.0, 0.0
-    for number, width in enumerate(widths):
+    for number, (width, made) in enumerate(zip(widths, sweeps, strict=True)):
         most, core = int(sample.most[number]), sample.cores[number].size
         read = sample.read(number, width + 1) if most else 0
-        updates += most * read
+        updates += (made if made == most else SWEEP_COST * made) * read
         voxels += core + read
     scale = sample.share
     weight = WEIGHTS[settings.potential]
@@ -413,31 +443,25 @@ def choose_context(
     """
     sample = _sample(grid, table, settings, origin)
     largest = int(sample.most.max(initial=0))
+    farthest = max(o + n for o, n in zip(origin, grid.shape, strict=True))
 
-    def width_of(most: int) -> int:
-        if settings.context != "auto":
-            return settings.context
-        return context_width(
-            most,
-            tolerance=settings.tolerance,
-            farthest=max(o + n for o, n in zip(origin, grid.shape, strict=True)),
-            floor=settings.potential == "coordinate",
-            spacing=settings.spacing,
-        )
+    def once(fast: bool, reason: str) -> Choice:
+        """One context, with or without acceleration."""
+        how = settings if fast else replace(settings, acceleration="none")
+        sweeps = [sweeps_of(n, farthest, how) for n in sample.most.tolist()]
+        widths = [
+            min(automatic_width(n, how, farthest), s) if how.context == "auto" else how.context
+            for n, s in zip(sample.most.tolist(), sweeps, strict=True)
+        ]
+        cost = _cost_of_context(sample, widths, sweeps, how, itemsize)
+        made = max(sweeps) if max(sweeps) < largest else 0
+        return Choice(max(widths), 0, cost.updates, cost.bytes_read, cost.seconds, reason, made)
 
-    widths = [width_of(n) for n in sample.most.tolist()]
-    once = _cost_of_context(sample, widths, settings, itemsize)
-    width = max(widths)
-    lengths = [k for k in ROUND_LENGTHS if k < largest] or [max(1, largest)]
-    if isinstance(settings.rounds, int):
-        lengths = [settings.rounds]
-    costs = [(_cost_of_rounds(sample, k, settings, itemsize), k) for k in lengths]
-    best, length = min(costs, key=lambda pair: (pair[0].seconds, pair[1]))
-    faster = once.seconds / best.seconds
-    context = Choice(width, 0, once.updates, once.bytes_read, once.seconds, "as asked")
-    rounds = Choice(length + 1, length, best.updates, best.bytes_read, best.seconds, "as asked")
+    accelerated = applies(settings) and sweeps_of(largest, farthest, settings) < largest
+    context = once(accelerated, "as asked")
     if settings.context != "auto":
         return context
+    length, rounds = _rounds_of(sample, settings, itemsize, largest)
     if settings.rounds is not None:
         return rounds
     if largest > most_in_rounds(settings):
@@ -445,11 +469,27 @@ def choose_context(
     within = f"within {settings.tolerance:g} after {largest} iterations"
     if blended:
         return replace(context, reason=f"{within}; tiles that are blended need one")
+    if accelerated and settings.acceleration == "chebyshev":
+        return replace(context, reason=f"{within}; acceleration needs one")
+    faster = context.seconds / rounds.seconds
     if faster > 1:
-        other = f"a context of {width} voxels"
+        other = f"a context of {context.width} voxels"
         return replace(rounds, reason=f"exact to the bit, {faster:.1f} times as fast as {other}")
     other = f"rounds of {length} iterations would take {1 / faster:.1f} times as long"
     return replace(context, reason=f"{within}; {other}")
+
+
+def _rounds_of(
+    sample: _Sample, settings: FlowSettings, itemsize: int, largest: int
+) -> tuple[int, Choice]:
+    """The length of the cheapest rounds, or that which is asked for; and what they take."""
+    lengths = [k for k in ROUND_LENGTHS if k < largest] or [max(1, largest)]
+    if isinstance(settings.rounds, int):
+        lengths = [settings.rounds]
+    costs = [(_cost_of_rounds(sample, k, settings, itemsize), k) for k in lengths]
+    best, length = min(costs, key=lambda pair: (pair[0].seconds, pair[1]))
+    made = Choice(length + 1, length, best.updates, best.bytes_read, best.seconds, "as asked")
+    return length, made
 
 
 def choose_halo(settings: FlowSettings, grid: BlockGrid, table: InstanceTable) -> int:

@@ -176,6 +176,7 @@ def compute_flow_targets(
     context: Any = "auto",
     tolerance: float = 1e-4,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    acceleration: str = "none",
     backend: str = "auto",
 ) -> tuple[Any, Any]:
     """Flows and foreground of every class, to train a network on.
@@ -199,7 +200,7 @@ def compute_flow_targets(
         See `generate_diffusion_flows`.
     spatial_mask
         ``[Z,Y,X]``, 1 where annotated, for all classes.
-    origin, context, tolerance, spacing, backend
+    origin, context, tolerance, spacing, acceleration, backend
         See `generate_diffusion_flows`.
 
     Returns
@@ -234,6 +235,7 @@ def compute_flow_targets(
         context=context,
         tolerance=tolerance,
         spacing=spacing,
+        acceleration=acceleration,
         backend=backend,
     )
     methods = class_methods(class_names, count, class_config, resolution_nm, others)
@@ -280,5 +282,6 @@ def _class_flows(labels: Any, method: ClassMethod, mask: Any, origin: tuple[int,
         context=settings.context,
         tolerance=settings.tolerance,
         spacing=settings.spacing,
+        acceleration=settings.acceleration,
         backend=settings.backend,
     )

@@ -24,6 +24,7 @@ class Kernels:
     """The kernels that exist for the processor and for a GPU; these are the processor's."""
 
     diffusion_flow = staticmethod(cpu.diffusion_flow)
+    chebyshev_flow = staticmethod(cpu.chebyshev_flow)
     diffusion_round = staticmethod(cpu.diffusion_round)
     poisson_flow = staticmethod(cpu.poisson_flow)
     poisson_potential = staticmethod(cpu.poisson_potential)

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from topo_dask.config import FlowSettings
+from topo_dask.graph.acceleration import explained
 from topo_dask.graph.context import FLOW_BYTES, STATE_BYTES, Choice, choose_context
 from topo_dask.graph.flows import memory_of_flow
 from topo_dask.graph.instances import INSTANCE_BYTES, VOXELS_PER_INSTANCE, memory_of_facts
@@ -139,6 +140,9 @@ class FlowsWork(InstancesWork):
                 reason += "; as if every block held large instances: with the table of instances "
                 reason += "it may be less"
             yield Decision(name, given, reason)
+            if settings.acceleration != "none":
+                what, why = explained(settings, choice.sweeps, choice.rounds)
+                yield Decision(f"{name}: acceleration" if self.reach else "acceleration", what, why)
 
     def stages(self, machine: Machine) -> Iterator[StagePlan]:
         """See `Work`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy.typing as npt
 
 from topo_dask.config import FlowSettings, counting
 from topo_dask.errors import InvalidArgument
+from topo_dask.graph.acceleration import explained
 from topo_dask.graph.annotated import (
     boxes_around,
     deepest_voxel,
@@ -17,7 +19,12 @@ from topo_dask.graph.annotated import (
     pointed_at,
 )
 from topo_dask.graph.check import check_labels, check_same_shape
-from topo_dask.graph.context import Choice, choose_context, choose_halo, most_in_rounds
+from topo_dask.graph.context import (
+    Choice,
+    choose_context,
+    choose_halo,
+    most_in_rounds,
+)
 from topo_dask.graph.flows import Piece, choose_read, flow_of_block, rows_in
 from topo_dask.graph.fuse import add_weighted, unit_vectors
 from topo_dask.grid import BlockGrid, Region, as_lengths
@@ -166,6 +173,7 @@ def flows(
     tolerance: float = 1e-4,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
     rounds: Any = None,
+    acceleration: str = "none",
     instances: Any = None,
     dtype: str = "float32",
     blocks: Any = None,
@@ -207,6 +215,10 @@ def flows(
         Instead of a context: rounds of so many iterations, after which blocks read each other's
         fields; exact to the bit. "auto" takes the cheapest number; ``None`` takes rounds where
         they are cheaper than the automatic context. The result's details say which and why.
+    acceleration
+        "chebyshev" takes some sqrt(n) sweeps in the place of n iterations of the coordinate
+        potential, within ``tolerance`` of them; see `generate_diffusion_flows`. It needs a context,
+        and excludes rounds; "auto" takes it where it is cheaper than plain rounds.
     instances
         Path of the table that `instance_table` made of these labels, or the table: saves a pass.
     dtype
@@ -239,17 +251,9 @@ def flows(
         blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
     )
     settings = FlowSettings(
-        method,
-        potential,
-        n_iter,
-        adaptive_iters,
-        adaptive_factor,
-        context,
-        tolerance,
-        rounds=rounds,
-        spacing=spacing,
-        backend=options.backend,
-    )
+        method, potential, n_iter, adaptive_iters, adaptive_factor, context, tolerance,
+        rounds, spacing, acceleration, options.backend,
+    )  # fmt: skip
     if dtype not in FLOW_TYPES:
         names = ", ".join(map(repr, FLOW_TYPES))
         raise InvalidArgument("dtype", repr(dtype), f"one of: {names}", "Choose one of these.")
@@ -420,6 +424,8 @@ def _prepared(run: Run, job: FlowJob, mark: str) -> tuple[FlowJob, Choice | Solv
         itemsize=job.labels.dtype.itemsize,
         blended=any(job.overlap),
     )
+    if choice.rounds:
+        job = replace(job, settings=replace(job.settings, acceleration="none"))
     return run_rounds(run, job, choice.rounds, mark) if choice.rounds else job, choice
 
 
@@ -440,4 +446,8 @@ def _details(
     }
     if choice is not None:
         details["context"] = str(choice)
+        if isinstance(choice, Choice) and job.settings.acceleration != "none":
+            details["acceleration"] = ": ".join(
+                explained(job.settings, choice.sweeps, choice.rounds)
+            )
     return details

@@ -93,6 +93,7 @@ def flow_targets(
     context: Any = "auto",
     tolerance: float = 1e-4,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
+    acceleration: str = "none",
     dtype: str = "float32",
     blocks: Any = None,
     work_dir: Any = None,
@@ -117,8 +118,8 @@ def flow_targets(
         See `compute_flow_targets`.
     spatial_mask
         ``[Z,Y,X]``, 1 where annotated, for all classes, as the labels.
-    origin, context, tolerance, spacing
-        See `topo_dask.flows`.
+    origin, context, tolerance, spacing, acceleration
+        See `topo_dask.flows`; for classes of coordinate diffusion.
     dtype
         Of both arrays: "float32", or "float16" for half the disk and 5e-4.
     blocks
@@ -159,14 +160,10 @@ def flow_targets(
     choice("dtype", dtype, FLOW_TYPES)
     number("diffusion_iters", diffusion_iters, lambda v: v >= 0, "a whole number >= 0", whole=True)
     others = FlowSettings(
-        n_iter=diffusion_iters,
-        adaptive_iters=adaptive_iters,
-        adaptive_factor=adaptive_factor,
-        context=context,
-        tolerance=tolerance,
-        spacing=spacing,
+        n_iter=diffusion_iters, adaptive_iters=adaptive_iters, adaptive_factor=adaptive_factor,
+        context=context, tolerance=tolerance, spacing=spacing, acceleration=acceleration,
         backend=options.backend,
-    )
+    )  # fmt: skip
     start = as_lengths(origin, argument="origin", axes=3, least=0)
     source = open_input(labels, argument="labels", axes=4, first="class")
     check_labels(source, axes=4)

@@ -3,6 +3,7 @@
 from topo_dask.kernels.contingency import contingency
 from topo_dask.kernels.cpu.blend import blend_weight
 from topo_dask.kernels.cpu.cells import cell_numbers, cell_table, join_cells
+from topo_dask.kernels.cpu.chebyshev import chebyshev_flow
 from topo_dask.kernels.cpu.contacts import contacts
 from topo_dask.kernels.cpu.diffusion import diffusion_flow
 from topo_dask.kernels.cpu.direct import direct_centres, direct_flow, flow_errors
@@ -21,6 +22,7 @@ __all__ = [
     "blend_weight",
     "cell_numbers",
     "cell_table",
+    "chebyshev_flow",
     "compact",
     "contacts",
     "contingency",

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from topo_dask.kernels.cpu.gradient import point
 from topo_dask.kernels.cpu.heat import HOT, spread
 from topo_dask.kernels.cpu.labels import Integers, compact, rows_of
-from topo_dask.kernels.cpu.sweep import Layout, Start, lay_out
+from topo_dask.kernels.cpu.sweep import NEVER, Layout, Start, lay_out
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import Starmap, ranges, serial, starmap
 
@@ -49,8 +49,10 @@ class Domain:
         """Unit vectors of the core from the indicator and the coordinates, see `point`.
 
         ``least`` is the norm that divides smaller ones; 0 if the field is heat.
+        Instances that never begin get 0.
         """
         first, size = self.core
+        factors = np.where((self.layout.begin == NEVER)[:, None], np.nan, factors)
         flow = np.empty((3, *size), dtype=np.float32)
         missing = [np.zeros(0, dtype=np.float32)] * (4 - len(fields))
         common = ((*fields, *missing), factors, self.layout.local, self.layout.space)

@@ -8,7 +8,7 @@ arithmetic, and so every bit, stays the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -65,6 +65,11 @@ class _Rows:
         """A vector of bytes."""
         return self.builder.load(self.pointer(name, at), align=self.lanes, typ=self.bytes)
 
+    def numbers(self, name: str, at: Any) -> Any:
+        """A vector of int32."""
+        kind = ir.VectorType(ir.IntType(32), self.lanes)
+        return self.builder.load(self.pointer(name, at), align=4 * self.lanes, typ=kind)
+
     def has(self, flags: Any, bit: int) -> Any:
         """In which bytes a bit is set."""
         wanted = ir.Constant(self.bytes, [1 << bit] * self.lanes)
@@ -88,8 +93,18 @@ class _Rows:
         large = self.builder.fcmp_ordered(">=", absolute, least)
         return self.builder.select(large, value, self.zero)
 
-    def mean(self, at: list[Any], moved: Any, triple: tuple[Any, ...], weights: list[Any]) -> Any:
-        """The weighted sum over a vector's neighbours; ``triple`` is it and its two sides."""
+    def mean(
+        self,
+        at: list[Any],
+        moved: Any,
+        triple: tuple[Any, ...],
+        weights: list[Any],
+        total: Any = None,
+    ) -> Any:
+        """The weighted sum over a vector's neighbours, on top of ``total``.
+
+        ``triple`` is the vector and its two sides.
+        """
         builder, lanes = self.builder, self.lanes
         before, here, after = triple
         centre, below, above, front, back = (builder.add(offset, moved) for offset in at)
@@ -103,7 +118,6 @@ class _Rows:
                 self.shuffled(here, after, list(range(1, lanes + 1))),
             ),
         )
-        total = None
         for axis, (low, high) in enumerate(pairs):
             both = self.counted(2 * axis, low, self.zero, here, linked, walls)
             both = self.counted(2 * axis + 1, high, both, here, linked, walls)
@@ -177,6 +191,28 @@ class _Rows:
         builder.branch(outer)
         builder.position_at_end(done)
 
+    def gathered(self, name: str, kinds: Any, start: Any) -> Any:
+        """For each lane the value of an array at ``start`` plus the lane's kind."""
+        builder, found = self.builder, ir.Constant(self.real, ir.Undefined)
+        for lane in range(self.lanes):
+            number = ir.Constant(ir.IntType(32), lane)
+            kind = builder.zext(builder.extract_element(kinds, number), INDEX)
+            where = self.pointer(name, builder.add(start, kind))
+            value = builder.load(where, typ=self.element[name])
+            found = builder.insert_element(found, value, number)
+        return found
+
+    def store(self, name: str, at: Any, value: Any) -> None:
+        """Write a vector of an array."""
+        where = self.builder.bitcast(self.pointer(name, at), self.real.as_pointer())
+        self.builder.store(value, where, align=VECTOR_BYTES)
+
+
+def _offsets(builder: Any, arguments: Any) -> Iterator[list[Any]]:
+    """The values of the tuples that follow the arrays."""
+    for values in arguments:
+        yield [builder.extract_value(values, i) for i in range(len(values.type.elements))]
+
 
 def _rows_of(names: tuple[str, ...], *, walled: bool, flush: bool) -> Any:
     """What numba calls for rows: arrays by name, then offsets, which rows, and weights."""
@@ -185,19 +221,14 @@ def _rows_of(names: tuple[str, ...], *, walled: bool, flush: bool) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             given = zip(signature.args, args, strict=True)
             row = _Rows(context, builder, dict(zip(names, given, strict=False)))
-            at, rows, weights = (
-                [builder.extract_value(values, i) for i in range(count)]
-                for values, count in zip(args[len(names) :], (5, 4, 4), strict=True)
-            )
+            at, rows, weights = _offsets(builder, args[len(names) :])
             scale = [row.all_of(weight) for weight in weights]
 
             def each(moved: Any, triple: tuple[Any, ...]) -> None:
                 value = row.mean(at, moved, triple, scale)
                 if flush:
                     value = row.flushed(value, scale[3])
-                where = row.pointer("new", builder.add(at[0], moved))
-                where = builder.bitcast(where, row.real.as_pointer())
-                builder.store(value, where, align=VECTOR_BYTES)
+                row.store("new", builder.add(at[0], moved), value)
 
             row.loop(at[0], rows, each)
             return context.get_dummy_value()
@@ -245,3 +276,74 @@ relax_walled_rows: Any = intrinsic(_rows_of(_WALLED, walled=True, flush=False))
 
 flush_walled_rows: Any = intrinsic(_rows_of(_WALLED, walled=True, flush=True))
 """`relax_walled_rows`; tiny means become 0."""
+
+
+# ── a three-term recurrence ──────────────────────────────────────────────────────────────────
+
+
+def _recurrence_of(*, walled: bool, adding: bool) -> Any:
+    """What numba calls for rows of a recurrence: arrays, then offsets, which rows, and weights."""
+    names: tuple[str, ...] = ("new", "old", "links", "walls" if walled else "no walls")
+    if adding:
+        names += ("total", "kinds", "factors")
+
+    def typed(kinds: tuple[Any, ...]) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            given = zip(signature.args, args, strict=True)
+            row = _Rows(context, builder, dict(zip(names, given, strict=False)))
+            at, rows, weights = _offsets(builder, args[len(names) :])
+            scale = [row.all_of(weight) for weight in weights]
+
+            def each(moved: Any, triple: tuple[Any, ...]) -> None:
+                here = builder.add(at[0], moved)
+                before = builder.fneg(row.values("new", here))
+                value = row.mean(at[:5], moved, triple, scale, before)
+                row.store("new", here, value)
+                if adding:
+                    factor = row.gathered("factors", row.numbers("kinds", here), at[5])
+                    row.store(
+                        "total", here, row.times_plus(value, factor, row.values("total", here))
+                    )
+
+            row.loop(at[0], rows, each)
+            return context.get_dummy_value()
+
+        return types.void(*kinds), generate
+
+    # numba reads the names of the arguments
+    if adding:
+
+        def add(
+            _context: Any, new: Any, old: Any, links: Any, walls: Any,
+            total: Any, kinds: Any, factors: Any, at: Any, rows: Any, by: Any,
+        ) -> Any:  # fmt: skip
+            return typed((new, old, links, walls, total, kinds, factors, at, rows, by))
+
+        return add
+
+    def step(
+        _context: Any, new: Any, old: Any, links: Any, walls: Any, at: Any, rows: Any, by: Any
+    ) -> Any:
+        return typed((new, old, links, walls, at, rows, by))
+
+    return step
+
+
+recur_rows: Any = intrinsic(_recurrence_of(walled=False, adding=False))
+"""Replace rows of ``new`` by the weighted sums of the linked neighbours minus what they are.
+
+Arguments as of `relax_walled_rows`; walls do not count here.
+"""
+
+recur_walled_rows: Any = intrinsic(_recurrence_of(walled=True, adding=False))
+"""`recur_rows` with walls."""
+
+add_rows: Any = intrinsic(_recurrence_of(walled=False, adding=True))
+"""`recur_rows`; then the new values times a factor are added to ``total``.
+
+After ``walls`` come the flat arrays ``total``; ``kinds`` (int32) of the voxels; and ``factors``,
+of which that of kind k is at k plus a sixth offset.
+"""
+
+add_walled_rows: Any = intrinsic(_recurrence_of(walled=True, adding=True))
+"""`add_rows` with walls."""

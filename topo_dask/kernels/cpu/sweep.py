@@ -420,6 +420,17 @@ class Layout:
             run(_begin, calls)
         return tuple(made)
 
+    def begun(
+        self, values: npt.NDArray[Any], pair: tuple[Any, Any], run: Starmap, threads: int
+    ) -> Field:
+        """A field that begins with padded flat ``values``; it takes ``pair`` for its own."""
+        nothing = np.zeros(0, dtype=np.int64)
+        runs = self.space.first_run[:-1].copy()
+        field = Field(*pair, runs, -1, 0.0, nothing, 0.0, values)
+        parts = ranges(self.space.grid[0], threads)
+        run(_begin, [(field, self.local, self.begin, part, self.space) for part in parts])
+        return field
+
     def padded(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """An array of the voxels as sweeps have it, flat."""
         nz, ny, nx, stride, width = self.space.grid

@@ -1,0 +1,361 @@
+"""Long diffusions in few sweeps: the power A^n as a short sum of Chebyshev polynomials of A.
+
+One iteration multiplies a field by the matrix A of the sweep, which is symmetric with eigenvalues
+in [-1, 1]. With S the place of a random walk on the line after N steps,
+
+    A^N = sum over k >= 0 of c_k T_k(A),    c_k = P(|S| = k),
+
+because x^N = (e^it + e^-it)^N / 2^N for x = cos t. Few walks go farther than sqrt(N), so the sum
+may end at a degree d of a few times that. As T_k(A) makes no field longer (in the sum of squares),
+what is left out of a field u is at most P(|S| > d) times the length of u.
+
+The recurrence is that of the second kind, U_k = 2 A U_(k-1) - U_(k-2) with U_0 = 1 and U_-1 = 0,
+and T_k = (U_k - U_(k-2)) / 2: it rounds less than that of the first kind.
+
+Sums of large terms that cancel leave rounding errors that do not fade where the field does. They
+are rough, and what is rough a few plain iterations smooth. So n is cut into N, even, and a rest of
+plain iterations; instances that gain nothing have only a rest.
+
+Source: Varopoulos, Long range estimates for Markov chains (1985); Carne, A transmutation formula
+for Markov chains (1985).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from topo_dask.kernels.cpu.diffusion import TINY, Domain, domain_of, weights_of
+from topo_dask.kernels.cpu.labels import Integers
+from topo_dask.kernels.cpu.rows import (
+    add_rows,
+    add_walled_rows,
+    aligned,
+    recur_rows,
+    recur_walled_rows,
+)
+from topo_dask.kernels.cpu.sweep import CACHE_BYTES, NEVER, STEPS_PER_PASS, Layout
+from topo_dask.kernels.jit import compiled
+from topo_dask.kernels.parallel import Starmap, ranges, starmap
+
+POINT = 400
+"""Binary places of probabilities while they are worked out."""
+
+
+@lru_cache(maxsize=4096)
+def walk_ends(steps: int, tail_bits: int) -> tuple[float, ...]:
+    """Where a random walk on the line ends: the coefficients c_0, c_2, ... c_d of an even power.
+
+    Parameters
+    ----------
+    steps
+        N, even.
+    tail_bits
+        b: the least d is taken with P(|S| > d) <= 2^-b; at most 300.
+
+    Returns
+    -------
+    tuple of float
+        d/2 + 1 probabilities, each rounded once: they are the same on every machine.
+
+    Examples
+    --------
+    >>> walk_ends(4, 300)  # x^4 = 3/8 + 1/2 T_2(x) + 1/8 T_4(x)
+    (0.375, 0.5, 0.125)
+    """
+    one = 1 << POINT
+    each = one
+    for i in range(1, steps // 2 + 1):
+        each = each * (2 * i - 1) // (2 * i)
+    found, left = [each], one - each
+    for k in range(0, steps, 2):
+        if left << tail_bits <= one:
+            break
+        each = each * (steps - k) // (steps + k + 2)
+        found.append(2 * each)
+        left -= 2 * each
+    return tuple(value / one for value in found)
+
+
+def degree_of(steps: int, tail_bits: int) -> int:
+    """The degree d of `walk_ends`.
+
+    Examples
+    --------
+    >>> degree_of(2000, 60)
+    394
+    """
+    return 2 * (len(walk_ends(steps, tail_bits)) - 1)
+
+
+def second_kind(ends: tuple[float, ...]) -> npt.NDArray[np.float64]:
+    """The same sum by the polynomials of the second kind, U_0, U_2, ... U_d.
+
+    Examples
+    --------
+    >>> second_kind((0.375, 0.5, 0.125))  # T_2 = (U_2 - U_0)/2, T_4 = (U_4 - U_2)/2
+    array([0.125 , 0.1875, 0.0625])
+    """
+    first = np.array([2 * ends[0], *ends[1:], 0.0])
+    halves: npt.NDArray[np.float64] = (first[:-1] - first[1:]) / 2
+    return halves
+
+
+class Sums(NamedTuple):
+    """What a field of the recurrence has besides its two last terms."""
+
+    total: Any  # float64, flat, padded
+    kinds: Any  # int32 a voxel, padded: which factors are its own
+    factors: Any  # float64, flat: by half the degree, then by kind
+    kind_count: int
+    last: Any  # int32 a row: the largest degree of its instances; -1: none is of interest
+
+
+@compiled
+def _recur_rows(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any) -> None:
+    """Bring some rows of a plane to a degree."""
+    plane, first, end, degree = at
+    nz, ny, nx, stride, width = space.grid
+    links, walls, rows = space.links, space.walls, space.rows
+    total, kinds, factors, last = sums.total, sums.kinds, sums.factors, sums.last
+    y = first
+    while y < end:
+        row = plane * ny + y
+        if last[row] < degree:
+            y += 1
+            continue
+        low, high = np.int64(rows[row, 1]), np.int64(rows[row, 2])
+        walled = walls.size and rows[row, 3]
+        here = plane * stride + y * width
+        count = 1
+        if 0 < y < ny - 1:  # all that follow and are alike
+            while (
+                y + count < min(end, ny - 1)
+                and last[row + count] >= degree
+                and rows[row + count, 1] == low
+                and rows[row + count, 2] == high
+                and rows[row + count, 3] == rows[row, 3]
+            ):
+                count += 1
+        offsets = (
+            here,
+            here - stride if plane > 0 else here,
+            here + stride if plane < nz - 1 else here,
+            here - width if y > 0 else here,
+            here + width if y < ny - 1 else here,
+            degree // 2 * sums.kind_count,
+        )
+        alike = count, width, low, high
+        if degree % 2 and walled:
+            recur_walled_rows(new, old, links, walls, offsets, alike, weights)
+        elif degree % 2:
+            recur_rows(new, old, links, walls, offsets, alike, weights)
+        elif walled:
+            add_walled_rows(new, old, links, walls, total, kinds, factors, offsets, alike, weights)
+        else:
+            add_rows(new, old, links, walls, total, kinds, factors, offsets, alike, weights)
+        if nx < width:  # the image behind the last voxel
+            for image in range(here + nx, here + nx + count * width, width):
+                new[image] = new[image - 1]
+        y += count
+
+
+@compiled
+def _recur_slab(
+    pair: Any, space: Any, sums: Any, weights: Any, slab: Any, degree: int, steps: int
+) -> None:
+    """Raise the degree of the planes of a slab by ``steps``, as plain sweeps do it."""
+    first, end, cut_first, cut_end = slab
+    ny, width = space.grid[1], space.grid[4]
+    even, odd = pair
+    strip = max(16, CACHE_BYTES // (3 * (steps + 2) * width * even.itemsize) - steps)
+    for top in range(0, ny + steps - 1, strip):
+        for front in range(first, end + steps - 1):
+            for step in range(steps):
+                plane = front - step
+                if plane < first + step * cut_first or plane >= end - step * cut_end:
+                    continue
+                at = (plane, max(0, top - step), min(ny, top + strip - step), degree + step + 1)
+                if step % 2 == 0:
+                    _recur_rows(odd, even, space, sums, at, weights)
+                else:
+                    _recur_rows(even, odd, space, sums, at, weights)
+
+
+@compiled
+def _recur_gap(
+    pair: Any, space: Any, sums: Any, weights: Any, cut: int, degree: int, steps: int
+) -> None:
+    """Make the steps that two slabs left out at the cut between them."""
+    even, odd = pair
+    for step in range(1, steps):
+        for plane in range(cut - step, cut + step):
+            at = (plane, 0, space.grid[1], degree + step + 1)
+            if step % 2 == 0:
+                _recur_rows(odd, even, space, sums, at, weights)
+            else:
+                _recur_rows(even, odd, space, sums, at, weights)
+
+
+@compiled
+def _begin(pair: Any, local: Any, sums: Any, space: Any, start: Any, planes: Any) -> None:
+    """Write U_0 u, which is the coordinate along an axis, U_-1 u = 0, and the sum so far."""
+    (even, odd), (of_number, axis, origin) = pair, start
+    total, factors = sums.total, sums.factors
+    _, ny, nx, stride, width = space.grid
+    for z in range(planes[0], planes[1]):
+        for y in range(ny):
+            here = z * stride + y * width
+            for x in range(width):
+                at = here + x
+                k = local[z, y, x] if x < nx else 0
+                value = 0.0
+                if k != 0 and of_number[k] >= 0:
+                    value = np.float64((z, y, x)[axis] + origin)
+                    total[at] = factors[of_number[k]] * value
+                else:
+                    total[at] = 0.0
+                even[at], odd[at] = value, 0.0
+            if nx < width:
+                even[here + nx] = even[here + nx - 1]
+
+
+@compiled
+def _find_kinds(
+    local: Any, of_number: Any, degrees: Any, sums: Any, grid: Any, planes: Any
+) -> None:
+    """Write the kind of each voxel and the largest degree of each row."""
+    _, ny, nx, stride, width = grid
+    kinds, last = sums.kinds, sums.last
+    for z in range(planes[0], planes[1]):
+        for y in range(ny):
+            here, most = z * stride + y * width, np.int32(-1)
+            for x in range(nx):
+                kind = of_number[local[z, y, x]]
+                kinds[here + x] = max(kind, np.int32(0))
+                if kind >= 0:
+                    most = max(most, degrees[kind])
+            for x in range(nx, width):
+                kinds[here + x] = 0
+            last[z * ny + y] = most
+
+
+def _sums_of(
+    domain: Domain,
+    powers: npt.NDArray[np.int64],
+    bits: npt.NDArray[np.int64],
+    run: Starmap,
+    threads: int,
+) -> tuple[Sums, npt.NDArray[np.int32], int]:
+    """The factors of every kind of instance; the kind by number, -1 if of no interest; the degree.
+
+    ``powers`` and ``bits`` are by number of instance: N, and the bits of `walk_ends`.
+    """
+    layout = domain.layout
+    grid = layout.space.grid
+    pairs, which = np.unique(np.stack((powers, bits), axis=1), axis=0, return_inverse=True)
+    terms = [second_kind(walk_ends(*pair)) for pair in pairs.tolist()]
+    factors = np.zeros((max(map(len, terms)), len(terms)))
+    for kind, own in enumerate(terms):
+        factors[: len(own), kind] = own
+    degrees = np.array([2 * (len(own) - 1) for own in terms], dtype=np.int32)
+    of_number = np.where(layout.begin == NEVER, -1, which.ravel()).astype(np.int32)
+    size = layout.space.links.size
+    sums = Sums(
+        aligned(size, np.float64),
+        aligned(size, np.int32),
+        factors.ravel(),
+        len(terms),
+        np.empty(grid[0] * grid[1], dtype=np.int32),
+    )
+    parts = ranges(grid[0], threads)
+    common = (layout.local, of_number, degrees, sums, grid)
+    run(_find_kinds, [(*common, part) for part in parts])
+    return sums, of_number, int(degrees[of_number[of_number >= 0]].max(initial=0))
+
+
+def _raise(
+    layout: Layout,
+    pair: tuple[Any, Any],
+    sums: Sums,
+    degree: int,
+    weights: tuple[float, ...],
+    run: Starmap,
+    threads: int,
+) -> None:
+    """Bring a field, begun in ``pair[0]``, to a degree; what matters is the sum."""
+    nz = layout.space.grid[0]
+    cuts = ranges(nz, min(threads, nz // (2 * STEPS_PER_PASS)))
+    twice = (2 * weights[0], 2 * weights[1], 2 * weights[2])
+    for at in range(0, degree, STEPS_PER_PASS):  # an even number: pairs keep their order
+        steps = min(STEPS_PER_PASS, degree - at)
+        common = (pair, layout.space, sums, twice)
+        slabs = [(a, b, int(a > 0), int(b < nz)) for a, b in cuts]
+        run(_recur_slab, [(*common, slab, at, steps) for slab in slabs])
+        run(_recur_gap, [(*common, a, at, steps) for a, _ in cuts[1:]])
+
+
+def chebyshev_flow(
+    labels: Integers,
+    *,
+    ids: npt.NDArray[np.uint64],
+    iterations: npt.NDArray[np.int64],
+    powers: npt.NDArray[np.int64],
+    tail_bits: npt.NDArray[np.int64],
+    origin: tuple[int, ...] = (0, 0, 0),
+    core: tuple[slice, ...] | None = None,
+    spatial_mask: npt.NDArray[Any] | None = None,
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
+    threads: int = 1,
+) -> npt.NDArray[np.float32]:
+    """`diffusion_flow` of coordinates with most of the iterations as sums of Chebyshev polynomials.
+
+    Parameters
+    ----------
+    labels, ids, iterations, origin, core, spatial_mask, spacing, threads
+        See `diffusion_flow`. As much context as degree and rest together, and one voxel more,
+        makes the core exact to the bit.
+    powers
+        N of each instance, even: so many of its iterations are made by a sum; 0: none.
+    tail_bits
+        b of each instance: coordinates of absolute value s in V voxels give fields that are
+        within 2^-b s sqrt(V) of those of plain iteration, but for rounding.
+
+    Returns
+    -------
+    float32 ``[3, *core shape]``: unit vectors ``(dz,dy,dx)`` inside instances, 0 outside.
+
+    Examples
+    --------
+    >>> labels = np.array([[[0, 5, 5, 5, 0]]])
+    >>> facts = {"ids": np.array([5], np.uint64), "iterations": np.array([10])}
+    >>> facts |= {"powers": np.array([6]), "tail_bits": np.array([60])}
+    >>> chebyshev_flow(labels, **facts)[2, 0, 0].round(3)
+    array([ 0.,  1.,  1., -1.,  0.], dtype=float32)
+    """
+    weights = weights_of(spacing)
+    rest = np.asarray(iterations, dtype=np.int64) - powers
+    with starmap(threads) as run:
+        domain = domain_of(labels, spatial_mask, core, ids, rest, run, threads)
+        layout = domain.layout
+        size, nz = layout.space.links.size, layout.space.grid[0]
+        sums, of_number, degree = _sums_of(
+            domain, domain.by_number(powers), domain.by_number(tail_bits), run, threads
+        )
+        pair = aligned(size, np.float64), aligned(size, np.float64)
+        fields: list[npt.NDArray[Any]] = [np.zeros(0)]  # no indicator
+        for axis in range(3):
+            start = (of_number, axis, origin[axis])
+            common = (pair, layout.local, sums, layout.space, start)
+            run(_begin, [(*common, part) for part in ranges(nz, threads)])
+            _raise(layout, pair, sums, degree, weights, run, threads)
+            field = layout.begun(sums.total, pair, run, threads)
+            (field,) = layout.advance((field,), (0, layout.total), weights, run, threads)
+            fields.append(field.even)
+            if axis < 2:  # what is not kept is used again
+                pair, sums = (field.odd, sums.total), sums._replace(total=aligned(size, np.float64))
+        factors = np.ones((len(domain.rows) + 1, 6))
+        return domain.flow(fields, factors, TINY, run, threads)
