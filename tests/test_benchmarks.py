@@ -353,3 +353,30 @@ def test_what_components_are_compared_with_is_asked_for(
     with pytest.raises(SystemExit):
         components.main([])
     assert "pip install dask-image" in capsys.readouterr().err
+
+
+def test_union_runs_and_agrees_with_scipy(tmp_path: Path) -> None:
+    out = run("union.py", "--edges", 4000, "--components", 20, "--folder", tmp_path)
+    assert "100 owners" in out
+    assert "as scipy finds them: yes" in out
+
+
+def test_blocks_run_without_any_work(tmp_path: Path) -> None:
+    blocks = module("blocks")
+    rows, resumed, memory = blocks.run(tmp_path, 5, "threads")
+    tasks = {name: count for _, name, count, *_ in rows}
+    assert tasks["track"] == tasks["track-2"] == tasks["edges"] == tasks["write"] == 125
+    assert tasks["together"] == 2
+    assert resumed > 0
+    assert memory > 0
+
+
+def test_instances_run(tmp_path: Path) -> None:
+    out = run("instances.py", "--instances", 1000, "--tables", 4, "--folder", tmp_path)
+    assert out.count("| 1e+03 ") == 2
+
+
+def test_resume_runs(tmp_path: Path) -> None:
+    out = run("resume.py", "--blocks", 8, "--cluster", "sync", "--folder", tmp_path)
+    assert "2³ = 8 blocks" in out
+    assert "| segment |" in out

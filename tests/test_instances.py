@@ -93,6 +93,19 @@ def test_ids_beyond_int64_stay_apart(tmp_path: Path) -> None:
         assert_array_equal(made.array[...], whole)
 
 
+def test_ids_beyond_int64_are_foreground_and_compared(tmp_path: Path) -> None:
+    """Labels of any ids as foreground of a segmentation, and as truth of its comparison."""
+    volume = np.zeros((4, 6, 60), dtype=np.uint64)
+    for number, name in enumerate(HUGE):
+        volume[1:3, 1:5, 10 * number + 1 : 10 * number + 9] = name
+    flow = topo_dask.generate_direct_flows(volume)
+    options: dict[str, Any] = {"min_size": 1, "blocks": (4, 4, 7), "cluster": "sync"}
+    made = topo_dask.segment(flow, tmp_path / "a.zarr", foreground=volume, **options)
+    assert_array_equal(made.array[...] > 0, volume > 0)
+    found = topo_dask.compare(volume, made.array, blocks=(4, 4, 7), cluster="sync")
+    assert (found.vi, found.adapted_rand_error) == (0, 0)
+
+
 def test_faces_are_those_that_instances_touch(tissue: np.ndarray) -> None:
     table = topo_dask.instance_table(tissue)
     touched = np.zeros((len(table), 6), dtype=bool)

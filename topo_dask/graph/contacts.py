@@ -87,7 +87,7 @@ def join_names(table: ContactTable, count: int, rules: JoinRules) -> tuple[UInt6
     """
     which = joined(table, rules)
     pairs = np.stack([table.a[which], table.b[which]], axis=1).astype(np.int64) - 1
-    labels, instances = unite(np.ones(count, np.int64), pairs)
+    labels, instances = unite(np.ones(count, np.int64), [pairs])
     return np.concatenate([np.zeros(1, np.uint64), labels]), instances
 
 
@@ -180,7 +180,7 @@ def names_of_parts(joins: Joins, choice: Choice) -> tuple[UInt64, int]:
     table = joins.contacts
     kept = joins.close & ~_rows_among(table, veto)
     pairs = np.concatenate([np.stack([table.a, table.b], axis=1)[kept], force]).astype(np.int64)
-    labels, instances = unite(joins.voxels, pairs - 1, min_size=choice.min_size)
+    labels, instances = unite(joins.voxels, [pairs - 1], min_size=choice.min_size)
     names = np.concatenate([np.zeros(1, np.uint64), labels])
     if choice.rules is None:
         return names, instances

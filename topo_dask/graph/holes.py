@@ -16,12 +16,11 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 from dask.delayed import delayed
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_labels, check_not_negative
 from topo_dask.graph.pieces import next_blocks
+from topo_dask.graph.union import components
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 
@@ -127,10 +126,7 @@ def enclosing(backgrounds: Sequence[Background], edges: Sequence[Int64]) -> list
         np.concatenate([getattr(b, name)[b.open] for b in backgrounds])
         for name in ("lowest", "highest", "at_border")
     )
-    a, b = np.concatenate([np.zeros((0, 2), dtype=np.int64), *edges]).T
-    size = (len(lowest), len(lowest))
-    graph = coo_array((np.ones(len(a), dtype=bool), (a, b)), shape=size)
-    united, member = connected_components(graph, directed=False)
+    united, member = components(len(lowest), edges)
     low, high = (
         np.full(united, np.iinfo(np.uint64).max, dtype=np.uint64),
         np.zeros(united, dtype=np.uint64),

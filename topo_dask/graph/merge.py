@@ -79,11 +79,6 @@ class Numbering:
         found: UInt64 = self.labels[np.searchsorted(self.roots, roots)]
         return found
 
-    def parts(self, roots: Int64) -> UInt64:
-        """Number of each root among all of them, from 1 on."""
-        found: UInt64 = np.searchsorted(self.roots, roots).astype(np.uint64) + np.uint64(1)
-        return found
-
     @property
     def names(self) -> UInt64:
         """The instance of each part, with a first row for background."""
@@ -154,18 +149,61 @@ def component_sizes(owned: Owned) -> tuple[Int64, Int64]:
     return roots, sizes
 
 
-def number_instances(
-    components: Sequence[tuple[Int64, Int64]], edges: Iterable[Int64], *, min_size: int
-) -> Numbering:
-    """Unite the owners' components along the edges, drop small ones, number by smallest cell.
+def ascending(roots: Int64, sizes: Int64) -> tuple[Int64, Int64, Int64]:
+    """Components of all owners, ascending by their roots, and the row that each has then."""
+    order = np.argsort(roots)
+    rows = np.empty(len(order), dtype=np.int64)
+    rows[order] = np.arange(len(order))
+    return roots[order], sizes[order], rows
+
+
+OWNER_BITS = 32
+"""The number of a component: that of its owner, and in so many bits that within the owner."""
+
+
+def numbers_in(edges: Int64, owners: Sequence[tuple[int, Int64]]) -> Int64:
+    """Edges between roots as edges between numbers of components.
 
     Parameters
     ----------
-    components
-        Of each owner, see `component_sizes`.
     edges
-        Of each owner, see `edges_across`; taken one after the other, so that they may come from
-        files.
+        int64 ``[E,2]``, see `edges_across`.
+    owners
+        The owners they are between, and the roots of the components of each, ascending.
+
+    Examples
+    --------
+    >>> numbers_in(np.array([[50, 7]]), [(1, np.array([7, 9])), (0, np.array([3, 50]))])
+    array([[         1, 4294967296]])
+    """
+    roots = np.concatenate([r for _, r in owners])
+    numbers = np.concatenate([(n << OWNER_BITS) + np.arange(len(r)) for n, r in owners])
+    order = np.argsort(roots)
+    found: Int64 = numbers[order][np.searchsorted(roots[order], edges)]
+    return found
+
+
+def places_of(numbers: Int64, first: Int64) -> Int64:
+    """Places of components where those of all owners stand one after the other.
+
+    ``first``: the place of the first of each owner.
+    """
+    owners, inside = numbers >> OWNER_BITS, numbers & ((1 << OWNER_BITS) - 1)
+    return np.asarray(first[owners] + inside, dtype=np.int64)
+
+
+def number_instances(
+    roots: Int64, sizes: Int64, pairs: Iterable[npt.NDArray[np.integer]], *, min_size: int
+) -> Numbering:
+    """Unite the owners' components along their edges, drop small ones, number by smallest cell.
+
+    Parameters
+    ----------
+    roots, sizes
+        Of all owners, see `component_sizes`, `ascending`.
+    pairs
+        Rows of components that are one: integers ``[E,2]``, in pieces, of which none is kept, so
+        that they may come from files.
     min_size
         Instances with fewer voxels become 0.
 
@@ -173,15 +211,6 @@ def number_instances(
     -------
     Numbering
     """
-    nothing = np.zeros(0, dtype=np.int64)
-    roots = np.concatenate([nothing, *(r for r, _ in components)])
-    sizes = np.concatenate([nothing, *(s for _, s in components)])
-    order = np.argsort(roots)
-    roots, sizes = roots[order], sizes[order]
-    # Of 10**8 edges every copy counts: rows of 4 bytes, where these are enough.
-    row = np.int32 if len(roots) < 2**31 else np.int64
-    rows = (np.searchsorted(roots, pairs).astype(row) for pairs in edges)
-    pairs = np.concatenate([np.zeros((0, 2), dtype=row), *rows])
     labels, instances = unite(sizes, pairs, min_size=min_size)
     return Numbering(roots, labels, instances, sizes)
 
@@ -237,9 +266,10 @@ def resolve(
         later = [n for n in reach_of(region, grid, radius) if n > number]
         near = [near_cells(owned[n], region, grid.shape, radius) for n in later]
         edges.append(edges_across(owned[number], near, grid.shape, radius))
-    numbering = number_instances(
-        [component_sizes(o) for o in owned], edges, min_size=settings.min_size
-    )
+    known = [component_sizes(o) for o in owned]
+    roots, sizes, _ = ascending(*(np.concatenate([part[n] for part in known]) for n in (0, 1)))
+    pairs = (np.searchsorted(roots, some) for some in edges)
+    numbering = number_instances(roots, sizes, pairs, min_size=settings.min_size)
     cells = np.concatenate([o.table.cells for o in owned])
     labels = np.concatenate([numbering.of(o.roots) for o in owned])
     order = np.argsort(cells)

@@ -139,7 +139,7 @@ def plan_split(ids: UInt64, voxels: Int64, first: Int64, edges: Int64, ratio: fl
         What part of its instance a large piece is at least.
     """
     count = len(ids)
-    united, member = components(count, edges)
+    united, member = components(count, [edges])
     size, begin = np.zeros(united, np.int64), np.full(united, np.iinfo(np.int64).max)
     np.add.at(size, member, voxels)
     np.minimum.at(begin, member, first)

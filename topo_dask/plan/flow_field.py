@@ -245,9 +245,13 @@ class SegmentWork(StepsWork):
         yield StagePlan("cells", blocks, memory, ends, index + ends + table, 2 * blocks)
         memory = peak(3 * CELL_BYTES * in_block, voxels=False)
         yield StagePlan("own", blocks, memory, 2 * table, table, blocks)
-        yield StagePlan("edges", blocks, memory, 2 * table, table // 8, blocks)
+        yield StagePlan("edges", blocks, memory, 2 * table, table // 4, blocks)
+        if blocks > FAN_IN:
+            tasks = next(tree(blocks))
+            share = peak(table // 2 / tasks, voxels=False)
+            yield StagePlan("together", tasks, share, table // 4, table // 4, tasks)
         memory = peak(COMPONENT_BYTES * voxels, voxels=False)
-        yield StagePlan("number", 1, memory, table, table // 4, blocks)
+        yield StagePlan("number", 1, memory, table // 4, table // 8, 6)
         labels = self._array(8)
         memory = peak(memory_of_labels(self.block))
         read = index + 3 * table + ends

@@ -112,9 +112,11 @@ class Chain:
         self, name: str, mark: str, function: Callable[[Any], Any], items: Sequence[Any]
     ) -> list[Any]:
         """Results of all items of a stage; those that the ledger knows are not done again."""
-        voxels = [self.grid.sizes[item.block] for item in items if hasattr(item, "block")]
-        counted = voxels if len(voxels) == len(items) else None
-        return self.run.ledger.run(self.run.engine, name, mark, function, items, voxels=counted)
+        voxels = None
+        if items and hasattr(items[0], "block"):
+            every, sizes = len(items) == len(self.grid), self.grid.sizes
+            voxels = sizes if every else [sizes[item.block] for item in items]
+        return self.run.ledger.run(self.run.engine, name, mark, function, items, voxels=voxels)
 
     def target(self, name: str, instances: int, *, last: bool) -> tuple[AnyArray, str]:
         """The array that a step writes, and a text that changes when it was made anew.

@@ -22,13 +22,13 @@ from topo_dask.run.chain import Chain, View
 from topo_dask.run.contacts import contact_tables, load_contacts
 from topo_dask.run.files import load_array
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.merge import edges_in
 from topo_dask.run.refine import added_up, columns_of, few
 from topo_dask.storage import MARK, AnyArray, load_table, save_table
 
 FOLDER = "evidence"
 """Its name in the output's group."""
 
-_ONE = np.uint64(1)
 _CONTACTS = tuple(ContactTable.__dataclass_fields__)
 
 
@@ -37,7 +37,7 @@ class EvidenceTask:
     """One table of all joins."""
 
     contacts: tuple[Path, ...]
-    edges: Path
+    edges: tuple[Path, ...]
     parts: Path
     sums: tuple[Path, ...]
     folder: Path
@@ -82,12 +82,11 @@ class Evidence:
 def keep_joins(task: EvidenceTask) -> int:
     """Stage evidence: the tables of all joins and of all parts; gives the number of joins."""
     contacts = merge_contacts([load_contacts(path) for path in task.contacts])
-    owners, roots, voxels = (
-        load_array(task.parts / f"{name}.npy") for name in ("owners", "roots", "voxels")
+    parts, first, voxels = (
+        load_array(task.parts / f"{name}.npy") for name in ("of-owner", "first", "voxels")
     )
-    edges = [load_array(task.edges / f"{n}.npy") for n in owners.tolist()]
-    pairs = np.concatenate([np.zeros((0, 2), np.int64), *edges])
-    joins = all_joins(contacts, np.searchsorted(roots, pairs).astype(np.uint64) + _ONE, voxels)
+    places = np.concatenate([np.zeros((0, 2), np.int64), *edges_in(task.edges, first)])
+    joins = all_joins(contacts, parts[places], voxels)
     columns = {name: getattr(joins.contacts, name) for name in _CONTACTS}
     save_table(
         task.folder / "joins.npz",
@@ -106,6 +105,7 @@ def keep_joins(task: EvidenceTask) -> int:
 def keep_evidence(
     chain: Chain,
     *,
+    edges: tuple[Path, ...],
     flow: AnyArray,
     step_size: float,
     sums: list[Path],
@@ -114,15 +114,15 @@ def keep_evidence(
 ) -> None:
     """Write the evidence of a run, whose base is the array of parts, beside its labels.
 
-    ``sums``: the files of each block with facts and endpoints of its parts.
+    ``edges``: see `Merged.tables`; ``sums``: the files of each block with facts and endpoints of
+    its parts.
     """
     base = chain.base
     stored = View(base.array, 0, 0, base.mark)
     paths, mark = contact_tables(chain, stored, flow=flow, step_size=step_size)
     folder = chain.run.output.beside(FOLDER)
     facts = few(chain, "parts", fingerprint(base.mark, "parts"), sums)
-    edges, parts = chain.work / "edges", chain.work / "parts"
-    task = EvidenceTask(tuple(paths), edges, parts, facts, folder, final)
+    task = EvidenceTask(tuple(paths), edges, chain.work / "parts", facts, folder, final)
     chain.stage("evidence", fingerprint(mark, base.mark, final), keep_joins, [task])
     attributes: dict[str, Any] = {MARK: {"fingerprint": final, **settings}}
     base.array.update_attributes(attributes)

@@ -83,13 +83,33 @@ class Ledger:
         """
         results: list[Any] = [None] * len(items)
         options: dict[str, Any] = {"voxels": voxels, "order": order, "recorded": recorded}
-        found = self.stream(engine, stage, mark, function, items, **options)
+        found = self._stream(engine, stage, mark, function, items, **options)
         with contextlib.closing(found):
             for number, result in found:
                 results[number] = result
         return results
 
-    def stream(
+    def each(
+        self,
+        engine: Engine,
+        stage: str,
+        mark: str,
+        function: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        use: Callable[[int, Any], None],
+        voxels: Sequence[int] | None = None,
+    ) -> None:
+        """As `run`, but calls ``use`` with the position and the result of each item; keeps none.
+
+        First come those that stand in the file, then others as they finish.
+        """
+        found = self._stream(engine, stage, mark, function, items, voxels=voxels)
+        with contextlib.closing(found):
+            for number, result in found:
+                use(number, result)
+
+    def _stream(
         self,
         engine: Engine,
         stage: str,
@@ -101,10 +121,6 @@ class Ledger:
         order: Order | None = None,
         recorded: Callable[[int, Any], None] | None = None,
     ) -> Generator[tuple[int, Any]]:
-        """As `run`, but gives (position, result) one after the other and keeps none of them.
-
-        First come those that stand in the file, then others as they finish. To be closed.
-        """
         path = self.folder / f"{stage}.jsonl"
         done = bytearray(len(items))
         for number, result in _known(path, mark):
@@ -142,7 +158,7 @@ def _known(path: Path, mark: str) -> Iterator[tuple[int, Any]]:
             for line in lines:
                 if not line.endswith(b"\n"):
                     break
-                number, result = json.loads(line)
+                number, result = json.loads(str(line, "utf-8"))
                 yield number, result
                 end += len(line)
     if end == 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ from topo_dask.kernels.tables import (
 )
 from topo_dask.run.chain import Chain, View
 from topo_dask.run.files import load_array, save_array
+from topo_dask.run.items import Each
 from topo_dask.run.job import Run
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.measured import TABLES, measured, save_measured
@@ -140,17 +142,21 @@ def sum_tables(task: SumTask) -> int:
     return len(task.paths)
 
 
-def few(chain: Chain, stage: str, mark: str, paths: list[Path]) -> tuple[Path, ...]:
+def few(chain: Chain, stage: str, mark: str, paths: Sequence[Path]) -> tuple[Path, ...]:
     """Files that together hold the same sums, at most `FAN_IN`."""
     level = 1
     while len(paths) > FAN_IN:
-        groups = [tuple(paths[i : i + FAN_IN]) for i in range(0, len(paths), FAN_IN)]
         level += 1
         folder = chain.work / f"{stage}-{level}"
-        tasks = [SumTask(group, folder / f"{n}.npz") for n, group in enumerate(groups)]
+        tasks = Each(range(-(-len(paths) // FAN_IN)), partial(_sum_task, folder, paths))
         chain.stage(f"{stage}-{level}", mark, sum_tables, tasks)
-        paths = [task.path for task in tasks]
+        paths = [folder / f"{n}.npz" for n in range(len(tasks))]
     return tuple(paths)
+
+
+def _sum_task(folder: Path, paths: Sequence[Path], number: int) -> SumTask:
+    some = tuple(paths[number * FAN_IN : (number + 1) * FAN_IN])
+    return SumTask(some, folder / f"{number}.npz")
 
 
 @dataclass(frozen=True)
@@ -246,16 +252,16 @@ def measure(chain: Chain, view: View, job: SegmentJob) -> Measures:
     mark = fingerprint(view.mark, "measure")
     blocks = range(len(chain.grid))
     if view.array is chain.base.array:
-        paths, names = [job.file("measure", n, "npz") for n in blocks], view.names
+        paths, names = Each(blocks, lambda n: job.file("measure", n, "npz")), view.names
     else:
-        tasks = [BlockTask(job, view, n, chain.work / "again" / f"{n}.npz") for n in blocks]
+        paths, names = Each(blocks, lambda n: chain.work / "again" / f"{n}.npz"), None
+        tasks = Each(blocks, lambda n: BlockTask(job, view, n, paths[n]))
         chain.stage("measure", mark, measure_block, tasks)
-        paths, names = [task.path for task in tasks], None
     return gathered(chain, view, mark, paths, names)
 
 
 def gathered(
-    chain: Chain, view: View, mark: str, paths: list[Path], names: Path | None
+    chain: Chain, view: View, mark: str, paths: Sequence[Path], names: Path | None
 ) -> Measures:
     """Sums of all blocks, from files of each; ``names`` are those of the instances in them."""
     sums = few(chain, "measure", mark, paths)
@@ -546,15 +552,15 @@ def finish(
     """Write labels and table; gives the number of voxels that were holes."""
     holes = find_holes(chain, view, job) if fill_holes else None
     mark = fingerprint(view.mark, measures.mark, "write", fill_holes, target.identity)
-    folder = chain.work / "write"
-    tasks = [
-        WriteTask(BlockTask(job, view, n, folder / f"{n}.npz", measures), target.out, holes)
-        for n in range(len(chain.grid))
-    ]
+    blocks = range(len(chain.grid))
+    paths = Each(blocks, lambda n: chain.work / "write" / f"{n}.npz")
+    tasks = Each(
+        blocks, lambda n: WriteTask(BlockTask(job, view, n, paths[n], measures), target.out, holes)
+    )
     filled = chain.stage("write", mark, write_block, tasks)
     sums: tuple[Path, ...] = ()
     if fill_holes or not measures.checked:
-        sums = few(chain, "write", mark, [task.block_task.path for task in tasks])
+        sums = few(chain, "write", mark, paths)
     table = TableTask(measures, sums, chain.grid.shape, target.table)
     chain.stage("table", mark, write_table, [table])
     return sum(filled)

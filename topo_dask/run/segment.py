@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,31 +16,17 @@ import numpy.typing as npt
 
 from topo_dask.config import RefineSettings, SegmentSettings, number
 from topo_dask.graph.check import check_mask, check_same_shape
-from topo_dask.graph.merge import (
-    Owned,
-    cell_owners,
-    component_sizes,
-    edges_across,
-    near_cells,
-    number_instances,
-    owned_cells,
-    paint,
-    reach_of,
-)
 from topo_dask.graph.scale import check_scaled_flow, scaled_store
 from topo_dask.graph.segmentation import foreground_of_class
 from topo_dask.graph.track import (
     Particles,
     advance,
-    by_block,
     first_particles,
     flow_ready,
-    join_particles,
     region_read,
 )
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels.backends import kernels_for
-from topo_dask.kernels.tables import CellTable
 from topo_dask.plan.flow_field import SegmentWork
 from topo_dask.run.chain import Chain, Step, View, follow
 from topo_dask.run.contacts import join_step
@@ -55,6 +41,7 @@ from topo_dask.run.files import (
     stored,
 )
 from topo_dask.run.halo import check_halo, with_halo
+from topo_dask.run.items import Each
 from topo_dask.run.job import (
     Run,
     RunOptions,
@@ -66,7 +53,9 @@ from topo_dask.run.job import (
     volumes,
 )
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.mail import Grouped, Mail, Sent, collect, message, post
 from topo_dask.run.measured import TABLE, TABLES, MeasuredInstances, load_measured
+from topo_dask.run.merge import Merged, MergeTask, ignored, label_block, merge
 from topo_dask.run.orphans import orphan_step
 from topo_dask.run.pieces import split_step
 from topo_dask.run.refine import (
@@ -75,18 +64,9 @@ from topo_dask.run.refine import (
     check_flows,
     finish,
     measure,
-    measure_labels,
     tables_place,
 )
-from topo_dask.storage import AnyArray, load_table, output_chunks, save_table
-
-PARTICLE = np.dtype(
-    [("position", np.float64, (3,)), ("steps", np.int32), ("home", np.int64), ("row", np.int64)]
-)
-"""How particles under way are written, 44 bytes each."""
-
-Mail = tuple[int, int, int, int]
-"""Particles handed over: round and block that wrote them, first row, end."""
+from topo_dask.storage import AnyArray, output_chunks
 
 
 @dataclass(frozen=True)
@@ -160,7 +140,6 @@ class Task:
     block: int
     round: int = 0
     mail: tuple[Mail, ...] = ()
-    others: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         return f"block {self.job.grid.region(self.block)}"
@@ -169,41 +148,9 @@ class Task:
 # --------------------------------------------------------------------------------------- track
 
 
-Sent = list[tuple[int, int, int]]
-"""Rows of a message by the block they are for: (block, first row, end)."""
-
-
 def _post(task: Task, particles: Particles) -> tuple[Sent, Sent]:
-    """Write particles for other blocks: first those under way, then those on their way home."""
-    if len(particles) == 0:
-        return [], []
-    ordered, blocks, starts = by_block(particles, task.job.grid)
-    rows = np.empty(len(ordered), dtype=PARTICLE)
-    rows["position"], rows["steps"] = ordered.positions, ordered.steps
-    rows["home"], rows["row"] = ordered.home, ordered.row
-    save_array(task.job.file(f"mail/{task.round}", task.block), rows)
-    sent = list(zip(blocks.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True))
-    under_way = ordered.steps[starts[:-1]] > 0
-    return (
-        [message for message, moving in zip(sent, under_way, strict=True) if moving],
-        [message for message, moving in zip(sent, under_way, strict=True) if not moving],
-    )
-
-
-def _collect(task: Task) -> Particles:
-    """The particles that others handed to a block."""
-    parts = []
-    for sent_in, sender, first, end in task.mail:
-        rows = load_array(task.job.file(f"mail/{sent_in}", sender), memory_map=True)[first:end]
-        parts.append(
-            Particles(
-                np.ascontiguousarray(rows["position"]),
-                np.ascontiguousarray(rows["steps"]),
-                np.ascontiguousarray(rows["home"]),
-                np.ascontiguousarray(rows["row"]),
-            )
-        )
-    return join_particles(parts)
+    path = message(task.job.work, task.round, task.block)
+    return post(path, particles, task.job.grid)
 
 
 def start_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
@@ -226,7 +173,7 @@ def start_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
 def continue_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
     """Stage track, later rounds: what others handed over; done particles go to their home."""
     job = task.job
-    particles, read = _collect(task), job.region_read(task.block)
+    particles, read = collect(job.work, task.mail), job.region_read(task.block)
     flow = job.part_of_flow(read)  # checked in the first round
     ended = advance(
         kernels_for(job.settings.backend).interleave(flow),
@@ -238,156 +185,43 @@ def continue_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
     return len(ended), _post(task, ended)
 
 
-def _track(run: Run, job: SegmentJob, mark: str) -> tuple[list[int], dict[int, list[Mail]], int]:
-    """All rounds: particles of each block, what came home to each, number of rounds."""
-    blocks = len(job.grid)
-    voxels = job.grid.sizes
-    tasks = [Task(job, n) for n in range(blocks)]
-    results = run.ledger.run(run.engine, "track", mark, start_block, tasks, voxels=voxels)
-    counts = [count for count, _ in results]
-    came_home: dict[int, list[Mail]] = defaultdict(list)
-    senders = list(range(blocks))
+class _Round:
+    """Sorts what the blocks of a round hand over."""
+
+    def __init__(self, number: int, senders: Sequence[int], came_home: Grouped) -> None:
+        self.number, self.senders, self.came_home = number, senders, came_home
+        self.particles, self.under_way = 0, Grouped(4)
+
+    def __call__(self, position: int, result: tuple[int, tuple[Sent, Sent]]) -> None:
+        """What one block has handed over."""
+        particles, lists = result
+        self.particles += particles
+        sender = self.senders[position]
+        for boxes, sent in zip((self.under_way, self.came_home), lists, strict=True):
+            for goal, first, end in sent:
+                boxes.add(goal, self.number, sender, first, end)
+
+
+def _track(run: Run, job: SegmentJob, mark: str) -> tuple[int, Grouped, int]:
+    """All rounds: number of particles, what came home to each block, number of rounds."""
+    came_home, blocks = Grouped(4), range(len(job.grid))
+    this = _Round(0, blocks, came_home)
+    tasks, voxels = Each(blocks, lambda block: Task(job, block)), job.grid.sizes
+    run.ledger.each(run.engine, "track", mark, start_block, tasks, use=this, voxels=voxels)
+    particles = this.particles
     for rounds in itertools.count(1):
-        bound: dict[int, list[Mail]] = defaultdict(list)
-        for sender, (_, lists) in zip(senders, results, strict=True):
-            for boxes, sent in zip((bound, came_home), lists, strict=True):
-                for goal, first, end in sent:
-                    boxes[goal].append((rounds - 1, sender, first, end))
-        if not bound:
-            return counts, came_home, rounds
-        senders = sorted(bound)
-        tasks = [Task(job, b, round=rounds, mail=tuple(bound[b])) for b in senders]
+        bound = this.under_way
+        if len(bound) == 0:
+            return particles, came_home, rounds
+        this = _Round(rounds, bound.blocks(), came_home)
+        tasks = Each(this.senders, partial(_next_task, job, rounds, bound))
         stage = f"track-{rounds + 1}"
-        results = run.ledger.run(run.engine, stage, mark, continue_block, tasks)
+        run.ledger.each(run.engine, stage, mark, continue_block, tasks, use=this)
     raise AssertionError("unreachable: rounds go on until no particle is left")
 
 
-# --------------------------------------------------------------------------------------- merge
-
-
-def cells_of_block(task: Task) -> list[tuple[int, int]]:
-    """Stage cells: where a block's particles ended; gives (owner, cells) for each owner."""
-    job = task.job
-    ends = load_array(job.file("ends", task.block))
-    home = _collect(task)
-    if len(home):
-        ends[home.row] = home.positions
-        save_array(job.file("ends", task.block), ends)
-    cell_table = kernels_for(job.settings.backend).cell_table
-    table, index = cell_table(ends, shape=job.grid.shape, radius=job.radius)
-    save_array(job.file("index", task.block), index.astype(np.uint32))
-    save_table(
-        job.file("cells", task.block, "npz"),
-        cells=table.cells,
-        counts=table.counts,
-        offsets=table.offsets,
-    )
-    owners, counts = np.unique(cell_owners(table.cells, job.grid, job.radius), return_counts=True)
-    return list(zip(owners.tolist(), counts.tolist(), strict=True))
-
-
-def own_block(task: Task) -> int:
-    """Stage own: sum an owner's cells over the blocks that have some, join them; gives how many."""
-    job = task.job
-    parts = []
-    for sender in task.others:
-        table = CellTable(**load_table(job.file("cells", sender, "npz")))
-        mine = cell_owners(table.cells, job.grid, job.radius) == task.block
-        parts.append(CellTable(table.cells[mine], table.counts[mine], table.offsets[mine]))
-    owned = owned_cells(parts, job.grid.shape, job.radius)
-    save_table(
-        job.file("own", task.block, "npz"),
-        cells=owned.table.cells,
-        counts=owned.table.counts,
-        offsets=owned.table.offsets,
-        roots=owned.roots,
-    )
-    return len(owned.roots)
-
-
-def _load_owned(job: SegmentJob, owner: int) -> Owned:
-    columns = load_table(job.file("own", owner, "npz"))
-    roots = columns.pop("roots")
-    return Owned(CellTable(**columns), roots)
-
-
-def edges_of_block(task: Task) -> int:
-    """Stage edges: close cells of an owner and of those after it; gives their number."""
-    job, region = task.job, task.job.grid.region(task.block)
-    shape = job.grid.shape
-    others = [near_cells(_load_owned(job, n), region, shape, job.radius) for n in task.others]
-    edges = edges_across(_load_owned(job, task.block), others, shape, job.radius)
-    save_array(job.file("edges", task.block), edges)
-    return len(edges)
-
-
-def number_all(task: Task) -> tuple[int, int]:
-    """Stage number: one union over all owners; gives the number of instances, their voxels."""
-    job = task.job
-    numbering = number_instances(
-        [component_sizes(_load_owned(job, n)) for n in task.others],
-        (load_array(job.file("edges", n)) for n in task.others),
-        min_size=job.settings.min_size,
-    )
-    for owner in task.others:
-        save_array(job.file("labels", owner), numbering.parts(_load_owned(job, owner).roots))
-    parts = {
-        "owners": np.asarray(task.others, dtype=np.int64),
-        "roots": numbering.roots,
-        "names": numbering.names,
-        "voxels": numbering.voxels,
-    }
-    for name, column in parts.items():
-        save_array(job.work / "parts" / f"{name}.npy", column)
-    return numbering.instances, int(numbering.voxels[numbering.labels > 0].sum())
-
-
-def label_block(task: Task) -> None:
-    """Stage labels: a block's parts of instances into their array, and what there is of each."""
-    job, core = task.job, task.job.grid.region(task.block)
-    cells = CellTable(**load_table(job.file("cells", task.block, "npz"))).cells
-    of_cell = np.zeros(len(cells), dtype=np.uint64)
-    owners = cell_owners(cells, job.grid, job.radius)
-    for owner in np.unique(owners).tolist():
-        known = load_table(job.file("own", owner, "npz"))["cells"]
-        labels = load_array(job.file("labels", owner))
-        mine = owners == owner
-        of_cell[mine] = labels[np.searchsorted(known, cells[mine])]
-    mask = job.load_mask(task.block)
-    assert job.out is not None
-    out = paint(mask, load_array(job.file("index", task.block)), of_cell, job.out.dtype)
-    job.out[core.slices] = out
-    ends = job.file("ends", task.block)
-    measure_labels(job.file("measure", task.block, "npz"), out, mask, core, ends)
-
-
-def _merge(
-    run: Run, job: SegmentJob, came_home: dict[int, list[Mail]], marks: tuple[str, str, str]
-) -> tuple[int, int]:
-    """All stages between tracking and labels; gives the number of instances, their voxels."""
-    blocks = range(len(job.grid))
-    voxels = job.grid.sizes
-    _, cell_mark, number_mark = marks
-    tasks = [Task(job, n, mail=tuple(came_home.get(n, ()))) for n in blocks]
-    sent = run.ledger.run(run.engine, "cells", cell_mark, cells_of_block, tasks, voxels=voxels)
-    senders: dict[int, list[int]] = defaultdict(list)
-    for block, owners in enumerate(sent):
-        for owner, _ in owners:
-            senders[owner].append(block)
-    having = sorted(senders)
-    tasks = [Task(job, n, others=tuple(senders[n])) for n in having]
-    run.ledger.run(run.engine, "own", cell_mark, own_block, tasks)
-    tasks = []
-    for owner in having:
-        near = reach_of(job.grid.region(owner), job.grid, job.radius)
-        later = tuple(n for n in near if n > owner and n in senders)
-        tasks.append(Task(job, owner, others=later))
-    run.ledger.run(run.engine, "edges", cell_mark, edges_of_block, tasks)
-    everything = [Task(job, 0, others=tuple(having))]
-    ((instances, voxels),) = run.ledger.run(
-        run.engine, "number", number_mark, number_all, everything
-    )
-    return int(instances), int(voxels)
+def _next_task(job: SegmentJob, rounds: int, bound: Grouped, block: int) -> Task:
+    return Task(job, block, round=rounds, mail=bound.of(block))
 
 
 @dataclass(frozen=True, repr=False)
@@ -614,25 +448,26 @@ def prepare(
 ) -> Prepared:
     """Everything up to the labels; ``evidence`` is the fingerprint that what is kept bears."""
     job, reason = with_halo(run, job, marks[0])
-    counts, came_home, rounds = _track(run, job, marks[0])
-    instances, voxels = _merge(run, job, came_home, marks)
+    particles, came_home, rounds = _track(run, job, marks[0])
+    merged = merge(run, job, came_home, marks)
     out, identity = _parts_array(run, job, zarr_format, evidence is not None)
-    tasks = [Task(replace(job, out=out), n) for n in range(len(job.grid))]
-    sizes = job.grid.sizes
+    written = replace(job, out=out)
+    tasks = Each(range(len(job.grid)), lambda block: MergeTask(written, block))
     mark = fingerprint(marks[1], identity)  # parts are parts, however large and in which group
-    run.ledger.run(run.engine, "labels", mark, label_block, tasks, voxels=sizes)
+    ledger, sizes = run.ledger, job.grid.sizes
+    ledger.each(run.engine, "labels", mark, label_block, tasks, use=ignored, voxels=sizes)
     names = run.work / "parts" / "names.npy"
-    base = View(out, instances, voxels, fingerprint(mark, marks[2]), names=names)
+    base = View(out, merged.instances, merged.voxels, fingerprint(mark, marks[2]), names=names)
     chain = Chain(run, job.grid, base, zarr_format)
     if evidence is not None:
-        _keep(chain, job, evidence)
+        _keep(chain, job, merged, evidence)
     view = follow(chain, steps_of(job, evidence is not None))
     measures, dropped = measure(chain, view, job), None
     if refine.flow_error_threshold > 0:
         found = view.instances
         view, measures = check_flows(chain, view, job, measures, refine.flow_error_threshold)
         dropped = found - view.instances
-    return Prepared(chain, view, job, measures, sum(counts), rounds, reason, dropped)
+    return Prepared(chain, view, job, measures, particles, rounds, reason, dropped)
 
 
 def write(prepared: Prepared, target: Target, refine: RefineSettings) -> dict[str, Any]:
@@ -675,9 +510,10 @@ def _parts_array(run: Run, job: SegmentJob, zarr_format: int, kept: bool) -> tup
     return scratch_array(path, shape, chunks, np.uint64, identity=identity, zarr_format=form)
 
 
-def _keep(chain: Chain, job: SegmentJob, final: str) -> None:
+def _keep(chain: Chain, job: SegmentJob, merged: Merged, final: str) -> None:
     keep_evidence_of(
         chain,
+        edges=merged.tables,
         flow=job.flow,
         step_size=job.settings.step_size,
         sums=[job.file("measure", n, "npz") for n in range(len(job.grid))],

@@ -1,0 +1,300 @@
+"""From final positions on disk to parts and instances: cells, owners, edges, one union, labels.
+
+Nothing here is as long as the number of voxels. What the union reads is brought together by the
+workers, so that its one task opens few files; what it finds of all parts is one file, of which
+each block reads its own rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from topo_dask.graph.merge import (
+    Owned,
+    ascending,
+    cell_owners,
+    component_sizes,
+    edges_across,
+    near_cells,
+    number_instances,
+    numbers_in,
+    owned_cells,
+    paint,
+    places_of,
+    reach_of,
+)
+from topo_dask.grid import Region
+from topo_dask.kernels.backends import kernels_for
+from topo_dask.kernels.tables import CellTable
+from topo_dask.run.files import load_array, save_array
+from topo_dask.run.items import Each
+from topo_dask.run.job import Run
+from topo_dask.run.mail import Grouped, Mail, collect
+from topo_dask.run.refine import measure_labels
+from topo_dask.storage import load_table, save_table
+
+if TYPE_CHECKING:
+    from topo_dask.run.segment import SegmentJob
+
+Int64 = npt.NDArray[np.int64]
+
+FAN_IN = 64
+"""Owners whose components are brought together in one file, where there are more than that."""
+
+
+@dataclass(frozen=True)
+class MergeTask:
+    """One block of a stage, with what it gets from others."""
+
+    job: SegmentJob
+    block: int
+    mail: tuple[Mail, ...] = ()
+    others: tuple[int, ...] = ()
+
+    @property
+    def core(self) -> Region:
+        """The block's voxels."""
+        return self.job.grid.region(self.block)
+
+    def __str__(self) -> str:
+        return f"block {self.core}"
+
+
+@dataclass(frozen=True)
+class TogetherTask:
+    """Components and edges of some owners, to be brought together."""
+
+    paths: tuple[Path, ...]
+    path: Path
+
+    def __str__(self) -> str:
+        return f"components in {self.path.name}"
+
+
+@dataclass(frozen=True)
+class NumberTask:
+    """One union over all owners, whose components stand in some files in their order."""
+
+    work: Path
+    blocks: int
+    tables: tuple[Path, ...]
+    min_size: int
+
+    def __str__(self) -> str:
+        return "all components"
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a union found.
+
+    Parameters
+    ----------
+    instances, voxels
+        Their number, and how many voxels they have.
+    tables
+        Files with all edges.
+    """
+
+    instances: int
+    voxels: int
+    tables: tuple[Path, ...]
+
+
+def cells_of_block(task: MergeTask) -> list[int]:
+    """Stage cells: where a block's particles ended; gives the owners of their cells."""
+    job = task.job
+    ends = load_array(job.file("ends", task.block))
+    home = collect(job.work, task.mail)
+    if len(home):
+        ends[home.row] = home.positions
+        save_array(job.file("ends", task.block), ends)
+    cell_table = kernels_for(job.settings.backend).cell_table
+    table, index = cell_table(ends, shape=job.grid.shape, radius=job.radius)
+    save_array(job.file("index", task.block), index.astype(np.uint32))
+    save_table(
+        job.file("cells", task.block, "npz"),
+        cells=table.cells,
+        counts=table.counts,
+        offsets=table.offsets,
+    )
+    owners: list[int] = np.unique(cell_owners(table.cells, job.grid, job.radius)).tolist()
+    return owners
+
+
+def own_block(task: MergeTask) -> int:
+    """Stage own: sum an owner's cells over the blocks that have some, join them; gives how many."""
+    job = task.job
+    parts = []
+    for sender in task.others:
+        table = CellTable(**load_table(job.file("cells", sender, "npz")))
+        mine = cell_owners(table.cells, job.grid, job.radius) == task.block
+        parts.append(CellTable(table.cells[mine], table.counts[mine], table.offsets[mine]))
+    owned = owned_cells(parts, job.grid.shape, job.radius)
+    save_table(
+        job.file("own", task.block, "npz"),
+        cells=owned.table.cells,
+        counts=owned.table.counts,
+        offsets=owned.table.offsets,
+        roots=owned.roots,
+    )
+    return len(owned.roots)
+
+
+def _load_owned(job: SegmentJob, owner: int) -> Owned:
+    columns = load_table(job.file("own", owner, "npz"))
+    roots = columns.pop("roots")
+    return Owned(CellTable(**columns), roots)
+
+
+def edges_of_block(task: MergeTask) -> int:
+    """Stage edges: components of an owner, their edges to later owners; gives the edges' number."""
+    job, region = task.job, task.core
+    shape, own = job.grid.shape, _load_owned(job, task.block)
+    roots, sizes = component_sizes(own)
+    owners, near = [(task.block, roots)], []
+    for number in task.others:
+        other = _load_owned(job, number)
+        owners.append((number, np.unique(other.roots)))
+        near.append(near_cells(other, region, shape, job.radius))
+    edges = numbers_in(edges_across(own, near, shape, job.radius), owners)
+    counts = np.array([len(roots)])
+    path = job.file("components", task.block, "npz")
+    save_table(path, counts=counts, roots=roots, sizes=sizes, edges=edges)
+    return len(edges)
+
+
+COLUMNS = ("counts", "roots", "sizes", "edges")
+"""Of components: how many each owner has, the smallest cell and particles of each; edges.
+
+Edges are between their numbers, see `topo_dask.graph.merge.OWNER_BITS`.
+"""
+
+
+def bring_together(task: TogetherTask) -> int:
+    """Stage together: one file of those of some owners; gives the number of components."""
+    parts = [load_table(path) for path in task.paths]
+    table = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+    save_table(task.path, **table)
+    return len(table["roots"])
+
+
+def edges_in(tables: Sequence[Path], first: Int64) -> Iterator[Int64]:
+    """The edges of all files, one file after the other: pairs of places, see `places_of`."""
+    for path in tables:
+        yield places_of(load_table(path, ("edges",))["edges"], first)
+
+
+def _components_in(tables: Sequence[Path], ends: Int64) -> tuple[Int64, Int64]:
+    """Roots and sizes of all files, one after the other."""
+    roots, sizes = np.empty(ends[-1], np.int64), np.empty(ends[-1], np.int64)
+    for path, first, end in zip(tables, ends[:-1], ends[1:], strict=True):
+        table = load_table(path, ("roots", "sizes"))
+        roots[first:end], sizes[first:end] = table["roots"], table["sizes"]
+    return roots, sizes
+
+
+def number_all(task: NumberTask) -> tuple[int, int]:
+    """Stage number: one union over all owners; gives the number of instances, their voxels."""
+    folder = task.work / "parts"
+    known = [load_table(path, ("counts",))["counts"] for path in task.tables]
+    counts = np.zeros(task.blocks + 1, dtype=np.int64)
+    counts[load_array(folder / "owners.npy") + 1] = np.concatenate([*known, counts[:0]])
+    first = np.cumsum(counts)
+    ends = np.cumsum([0, *(some.sum() for some in known)], dtype=np.int64)
+    roots, sizes, rows = ascending(*_components_in(task.tables, ends))
+    pairs = (rows[places] for places in edges_in(task.tables, first))
+    found = number_instances(roots, sizes, pairs, min_size=task.min_size)
+    save_array(folder / "first.npy", first)
+    rows += 1
+    save_array(folder / "of-owner.npy", rows.view(np.uint64))
+    for name in ("names", "voxels"):
+        save_array(folder / f"{name}.npy", getattr(found, name))
+    return found.instances, int(found.voxels[found.labels > 0].sum())
+
+
+def parts_of_cells(job: SegmentJob, cells: Int64) -> npt.NDArray[np.uint64]:
+    """The part of each of some cells."""
+    parts, first = (
+        load_array(job.work / "parts" / f"{name}.npy", memory_map=True)
+        for name in ("of-owner", "first")
+    )
+    found = np.zeros(len(cells), dtype=np.uint64)
+    owners = cell_owners(cells, job.grid, job.radius)
+    for owner in np.unique(owners).tolist():
+        known = load_table(job.file("own", owner, "npz"), ("cells", "roots"))
+        roots, row = np.unique(known["roots"], return_inverse=True)
+        own = np.asarray(parts[first[owner] : first[owner] + len(roots)])
+        mine = owners == owner
+        found[mine] = own[row[np.searchsorted(known["cells"], cells[mine])]]
+    return found
+
+
+def label_block(task: MergeTask) -> None:
+    """Stage labels: a block's parts of instances into their array, and what there is of each."""
+    job, core = task.job, task.core
+    cells = load_table(job.file("cells", task.block, "npz"), ("cells",))["cells"]
+    mask = job.load_mask(task.block)
+    assert job.out is not None
+    index = load_array(job.file("index", task.block))
+    out = paint(mask, index, parts_of_cells(job, cells), job.out.dtype)
+    job.out[core.slices] = out
+    ends = job.file("ends", task.block)
+    measure_labels(job.file("measure", task.block, "npz"), out, mask, core, ends)
+
+
+def _together_task(job: SegmentJob, tables: Sequence[Path], number: int) -> TogetherTask:
+    some = tuple(tables[number * FAN_IN : (number + 1) * FAN_IN])
+    return TogetherTask(some, job.file("together", number, "npz"))
+
+
+def ignored(number: int, result: Any) -> None:
+    """Results that only the ledger keeps."""
+
+
+def merge(run: Run, job: SegmentJob, came_home: Grouped, marks: tuple[str, str, str]) -> Merged:
+    """All stages between tracking and labels."""
+    grid, (_, cell_mark, number_mark) = job.grid, marks
+
+    def stage(name: str, function: Any, items: Sequence[Any], use: Any = ignored) -> None:
+        run.ledger.each(run.engine, name, cell_mark, function, items, use=use)
+
+    def cell_task(block: int) -> MergeTask:
+        return MergeTask(job, block, mail=came_home.of(block))
+
+    def keep_senders(block: int, owners: list[int]) -> None:
+        for owner in owners:
+            senders.add(owner, block)
+
+    senders = Grouped(1, "i")
+    stage("cells", cells_of_block, Each(range(len(grid)), cell_task), keep_senders)
+    having = senders.blocks()
+    present = bytearray(len(grid))
+    for owner in having:
+        present[owner] = 1
+
+    def own_task(owner: int) -> MergeTask:
+        return MergeTask(job, owner, others=tuple(n for (n,) in senders.of(owner)))
+
+    def edges_task(owner: int) -> MergeTask:
+        near = reach_of(grid.region(owner), grid, job.radius)
+        return MergeTask(job, owner, others=tuple(n for n in near if n > owner and present[n]))
+
+    stage("own", own_block, Each(having, own_task))
+    stage("edges", edges_of_block, Each(having, edges_task))
+    tables = Each(having, lambda owner: job.file("components", owner, "npz"))
+    if len(tables) > FAN_IN:
+        tasks = Each(range(-(-len(tables) // FAN_IN)), partial(_together_task, job, tables))
+        stage("together", bring_together, tasks)
+        tables = Each(range(len(tasks)), lambda n: job.file("together", n, "npz"))
+    save_array(job.work / "parts" / "owners.npy", np.asarray(having, dtype=np.int64))
+    task = NumberTask(job.work, len(grid), tuple(tables), job.settings.min_size)
+    ((instances, voxels),) = run.ledger.run(run.engine, "number", number_mark, number_all, [task])
+    return Merged(int(instances), int(voxels), task.tables)
