@@ -11,9 +11,18 @@ from hypothesis import strategies as st
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from topo_dask.graph.merge import numbers_in
+from topo_dask.graph.merge import (
+    cell_owners,
+    component_sizes,
+    most_components,
+    numbers_in,
+    owned_cells,
+)
 from topo_dask.graph.union import Union, components, unite
+from topo_dask.grid import BlockGrid
+from topo_dask.kernels.cpu import cell_table
 from topo_dask.kernels.cpu import union as kernels
+from topo_dask.kernels.tables import CellTable
 from topo_dask.run.files import load_array, save_array
 from topo_dask.run.mail import Grouped
 from topo_dask.run.merge import NumberTask, bring_together, number_all
@@ -122,3 +131,21 @@ def test_rows_of_blocks_do_not_depend_on_when_they_came(seed: int) -> None:
     assert grouped.blocks() == sorted({block for block, *_ in rows})
     for block in range(6):
         assert grouped.of(block) == tuple(sorted(tuple(r) for b, *r in rows if b == block))
+
+
+@given(st.integers(1, 12), st.floats(0.3, 9.0), seeds)
+def test_components_are_no_more_than_planned(edge: int, radius: float, seed: int) -> None:
+    """Particles that end anywhere, as far apart as they can be."""
+    rng, shape = np.random.default_rng(seed), (12, 12, 12)
+    step = 1.001 * radius
+    ends = np.stack(np.meshgrid(*(np.arange(0, 11, step),) * 3), axis=-1).reshape(-1, 3)
+    ends = ends if seed % 2 else rng.uniform(0, 11, (60, 3))
+    grid = BlockGrid(shape, (edge,) * 3)
+    table, _ = cell_table(ends, shape=shape, radius=radius)
+    owners = cell_owners(table.cells, grid, radius)
+    found = 0
+    for owner in np.unique(owners):
+        mine = owners == owner
+        part = CellTable(table.cells[mine], table.counts[mine], table.offsets[mine])
+        found += len(component_sizes(owned_cells([part], shape, radius))[0])
+    assert found <= most_components(grid, radius)

@@ -234,8 +234,19 @@ def most_cells(core: int, radius: float) -> int:
     return math.ceil(core / cell_kernels.cell_size(radius) ** 3)
 
 
-COMPONENT_BYTES = 0.2
-"""Bytes for each voxel of the volume that the one union of all owners' components takes."""
+COMPONENT_BYTES = 48
+"""Bytes of a component in the one union of all owners' components; none for its edges."""
+
+
+def most_components(grid: BlockGrid, radius: float) -> int:
+    """Components of the cells of all owners, at most.
+
+    The cells of two are never closer than the radius, and spheres of half of it are not packed
+    denser than a lattice packs them: one for each radius**3 / sqrt(2).
+    """
+    room = math.prod(n + radius + cell_kernels.cell_size(radius) for n in grid.largest)
+    block = min(most_cells(math.prod(grid.largest), radius), math.sqrt(2) * room / radius**3)
+    return math.ceil(len(grid) * block)
 
 
 # ---------------------------------------------------------------------------------- lazy graph

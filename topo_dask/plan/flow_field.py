@@ -18,6 +18,7 @@ from topo_dask.graph.merge import (
     memory_of_cells,
     memory_of_labels,
     most_cells,
+    most_components,
 )
 from topo_dask.graph.nearest import memory_of_nearest
 from topo_dask.graph.pieces import PIECE_BYTES, memory_of_pieces
@@ -175,6 +176,9 @@ class SegmentWork(StepsWork):
         if self.halo == "auto":
             why = f"the run tries a few blocks to see how far particles go; {why}"
         yield Decision("halo", f"at most {self.widest} voxels", why)
+        count = f"{most_components(self.grid, self.settings.convergence_radius):.2g}"
+        why = "one task; as many as particles can end in apart from each other, often far fewer"
+        yield Decision("union", f"of at most {count} parts of instances in blocks", why)
         how = {
             1: "convex objects: tracking and clustering",
             2: "elongated objects: what touches and agrees is joined, what is apart is split",
@@ -250,7 +254,8 @@ class SegmentWork(StepsWork):
             tasks = next(tree(blocks))
             share = peak(table // 2 / tasks, voxels=False)
             yield StagePlan("together", tasks, share, table // 4, table // 4, tasks)
-        memory = peak(COMPONENT_BYTES * voxels, voxels=False)
+        components = most_components(self.grid, radius)
+        memory = peak(COMPONENT_BYTES * components, voxels=False)
         yield StagePlan("number", 1, memory, table // 4, table // 8, 6)
         labels = self._array(8)
         memory = peak(memory_of_labels(self.block))
