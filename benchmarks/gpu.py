@@ -170,7 +170,8 @@ def flows(labels: Labels, n_iter: int) -> Iterator[Kernel]:
     facts = cpu.instance_facts(labels, threads=CORES)
     some = max(1, n_iter // 10)
     place: dict[str, Any] = {"ids": facts.ids, "anchors": facts.lo}
-    # Of the fields an iteration reads and writes each once, and what is linked to what.
+    # Of the fields an iteration reads and writes each once, and what is linked to what. The kernel
+    # moves 16 bytes more for coordinates: the indicator in float64, exact far from the origin.
     for potential, fields in (("coordinate", 3 * 4), ("heat", 8)):
 
         def make(kernels: Any, n: int, potential: str = potential, threads: int = CORES) -> Any:
@@ -201,6 +202,17 @@ def flows(labels: Labels, n_iter: int) -> Iterator[Kernel]:
         operations=20,
         tolerance=TOLERANCE,
         else_bound="the bus",
+    )
+    yield Kernel(
+        name="poisson flow",
+        processor=partial(cpu.poisson_flow, labels, threads=CORES),
+        call=partial(gpu.poisson_flow, labels),
+        items=labels.size,
+        item="voxels",
+        moved=labels.itemsize + 12,  # and some 250 an iteration, of which there are 30 to 60
+        operations=3000,
+        tolerance=TOLERANCE,
+        else_bound="iterations over more vectors than these",
     )
 
 
