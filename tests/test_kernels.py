@@ -266,6 +266,14 @@ def test_tracking_is_equal_to_the_bit(
     assert_array_equal(results[1][1], results[0][1])
 
 
+@given(st.integers(0, 70), st.lists(st.tuples(st.integers(0, 69), st.floats(width=32)), max_size=3))
+def test_all_finite(count, values):
+    flow = np.full((count, 1, 1, 4), np.finfo(np.float32).max, np.float32)
+    for place, value in values:
+        flow[place:][:1] = value
+    assert cpu.all_finite(flow) == np.isfinite(flow).all()
+
+
 def tracked(kernels, flow, positions, left, **options):
     """Positions and steps left after tracking copies of them."""
     positions, left = positions.copy(), left.copy()

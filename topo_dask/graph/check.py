@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
+from topo_dask.kernels import cpu
 
 
 def check_array(array: Any, *, argument: str) -> None:
@@ -187,9 +188,7 @@ def check_finite(
 
     The voxel and the block that needed it are named.
     """
-    with np.errstate(invalid="ignore"):
-        total = flow.sum(dtype=np.float64)
-    if np.isfinite(total):
+    if cpu.all_finite(flow) if isinstance(flow, np.ndarray) else np.isfinite(flow).all():
         return
     *at, component = np.argwhere(~np.isfinite(flow))[0].tolist()
     voxel = tuple(a + int(o) for a, o in zip(at, origin, strict=True))

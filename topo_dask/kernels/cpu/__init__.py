@@ -14,10 +14,17 @@ from topo_dask.kernels.cpu.nearest import label_runs, nearest_labels
 from topo_dask.kernels.cpu.pieces import pieces
 from topo_dask.kernels.cpu.poisson import flow_of_potential, poisson_flow, poisson_potential
 from topo_dask.kernels.cpu.rounds import Span, diffusion_round, field_types
-from topo_dask.kernels.cpu.tracking import foreground_voxels, interleave, track, track_voxels
+from topo_dask.kernels.cpu.tracking import (
+    all_finite,
+    foreground_voxels,
+    interleave,
+    track,
+    track_voxels,
+)
 
 __all__ = [
     "Span",
+    "all_finite",
     "background",
     "blend_weight",
     "cell_numbers",
