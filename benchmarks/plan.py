@@ -12,15 +12,17 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import common
 import numpy as np
+import numpy.typing as npt
 from distributed import Client, LocalCluster
 
 import topo_dask
-from topo_dask.plan.outline import readable_bytes
+from topo_dask.plan.outline import Plan, readable_bytes
 from topo_dask.storage import create_array
 
 TITLE = "Plans: projected and measured memory of a worker"
@@ -35,7 +37,7 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument(
         "--shape", type=common.lengths, action="append", help="of blocks (again for more)"
     )
-    made.add_argument("--only", help="cases whose names contain this")
+    made.add_argument("--only", action="append", help="cases whose names contain this")
     return made
 
 
@@ -62,29 +64,109 @@ def peak_of(client: Client) -> int:
     return max(client.run(high_water).values())
 
 
-def cases(
-    parsed: argparse.Namespace, folder: Path
-) -> Iterator[tuple[str, str, tuple[Any, ...], dict[str, Any]]]:
-    """Name, job, arguments and options of each."""
-    labels, flows, image = (folder / f"{name}.zarr" for name in ("labels", "flows", "image"))
+@dataclass(frozen=True)
+class Case:
+    """A job to plan and to run."""
+
+    name: str
+    job: str
+    given: tuple[Any, ...]
+    options: dict[str, Any]
+
+
+def make_inputs(parsed: argparse.Namespace, folder: Path, crop: npt.NDArray[Any]) -> None:
+    """What the jobs begin with."""
+    image = (crop % 255).astype(np.float32) / 255
+    arrays = {
+        "labels": crop,
+        "image": image,
+        "classes": np.stack([crop, crop * (crop % 2)]),
+        "probable": np.stack([crop > 0, crop % 2]).astype(np.float32),
+    }
+    for name, content in arrays.items():
+        chunks = (1, 64, 64, 64)[-content.ndim :]
+        create_array(folder / f"{name}.zarr", content.shape, chunks, content.dtype)[...] = content
+    flow = topo_dask.flows(
+        folder / "labels.zarr", folder / "flows.zarr", n_iter=parsed.n_iter, cluster="threads"
+    ).array[...]
+    both = create_array(folder / "both.zarr", (6, *crop.shape), (3, 64, 64, 64), flow.dtype)
+    both[:3], both[3:] = flow, flow
+    kept = {"foreground": folder / "labels.zarr", "keep_evidence": True, "group": 2}
+    topo_dask.segment(folder / "flows.zarr", folder / "kept", cluster="threads", **kept)
+
+
+def flow_cases(parsed: argparse.Namespace, folder: Path, blocks: Any) -> Iterator[Case]:
+    """Jobs that begin with labels."""
+    labels, named = folder / "labels.zarr", common.joined(blocks, "x")
+    each: dict[str, dict[str, Any]] = {
+        "": {"n_iter": parsed.n_iter},
+        " heat": {"n_iter": parsed.n_iter, "potential": "heat"},
+        " poisson": {"potential": "poisson"},
+        " overlap": {"overlap": 16, "n_iter": 40},
+        " rounds": {"rounds": 16, "n_iter": 48},
+        " rounds heat": {"rounds": 16, "n_iter": 48, "potential": "heat"},
+        " direct": {"method": "direct"},
+        " float16": {"n_iter": 40, "dtype": "float16"},
+    }
+    for name, options in each.items():
+        yield Case(f"flows{name} {named}", "flows", (labels,), {"blocks": blocks, **options})
+    names = {"class_names": ["mito", "nuc"], "resolution_nm": 16, "diffusion_iters": 60}
+    given = (folder / "classes.zarr",)
+    yield Case(f"targets {named}", "flow_targets", given, {"blocks": blocks, **names})
+    yield Case(f"instances {named}", "instance_table", (labels,), {"blocks": blocks})
+
+
+def label_cases(folder: Path, blocks: Any) -> Iterator[Case]:
+    """Jobs that begin with flows, or with the evidence of a run."""
+    flows, named = folder / "flows.zarr", common.joined(blocks, "x")
+    steps = {"foreground": folder / "labels.zarr", "blocks": blocks}
+    each: dict[str, dict[str, Any]] = {
+        " group 1": {"group": 1},
+        " group 2": {"group": 2},
+        " group 3": {"group": 3},
+        ", check, holes": {"flow_error_threshold": 0.8, "fill_holes": True},
+        ", evidence": {"keep_evidence": True},
+    }
+    for name, options in each.items():
+        yield Case(f"segment{name} {named}", "segment", (flows,), {**steps, **options})
+    for group in (1, 2, 3):
+        options = {"group": group, "blocks": blocks}
+        yield Case(f"relabel group {group} {named}", "relabel", (folder / "kept",), options)
+    given = (folder / "probable.zarr", folder / "both.zarr")
+    options = {"class_names": ["mito", "nuc"], "resolution_nm": 16, "blocks": blocks}
+    yield Case(f"segment_classes {named}", "segment_classes", given, options)
+
+
+def tile_cases(folder: Path, blocks: Any) -> Iterator[Case]:
+    """Jobs on tiles and mosaics."""
+    image, named = folder / "image.zarr", common.joined(blocks, "x")
+    options = {"blocks": blocks, "overlap": 16, "dtype": "float32"}
+    given = (np.negative, image, (64, 64, 64))
+    yield Case(f"map_tiles {named}", "map_tiles", given, options)
+    more = {"context": 8, "dtype": "float32", "channels": 3}
+    yield Case(f"map_tiles, 3 channels {named}", "map_tiles", (three, *given[1:]), options | more)
+    tiles, moved = [image, image], [(0, 0, 0), (0, 90.5, 0)]
+    yield Case(f"fuse_mosaic {named}", "fuse_mosaic", (tiles, moved), {"blocks": blocks})
+    turned = np.array([[1, 0, 0, 0], [0, 0.98, -0.2, 30], [0, 0.2, 0.98, 9.5]], float)
+    given = (tiles, [(0, 0, 0), turned])
+    yield Case(f"fuse_mosaic, turned {named}", "fuse_mosaic", given, {"blocks": blocks})
+
+
+def three(tile: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """A model with three channels."""
+    return np.stack([tile, tile, tile])
+
+
+def measure(case: Case, folder: Path) -> tuple[Plan, int]:
+    """The plan of a job, and what its worker held at most."""
+    run: Callable[..., Any] = getattr(topo_dask, case.job)
     with worker() as client:
-        topo_dask.flows(labels, flows, n_iter=parsed.n_iter, cluster=client)
-    steps = {"foreground": labels}
-    for shape in parsed.shape or BLOCKS:
-        blocks, named = {"blocks": shape}, common.joined(shape, "x")
-        yield f"flows {named}", "flows", (labels,), {**blocks, "n_iter": parsed.n_iter}
-        yield f"flows overlap {named}", "flows", (labels,), {**blocks, "overlap": 16, "n_iter": 40}
-        yield f"flows rounds {named}", "flows", (labels,), {**blocks, "rounds": 16, "n_iter": 48}
-        yield f"flows direct {named}", "flows", (labels,), {**blocks, "method": "direct"}
-        for group in (1, 2, 3):
-            options = {**steps, **blocks, "group": group}
-            yield f"segment group {group} {named}", "segment", (flows,), options
-        more = {**steps, **blocks, "flow_error_threshold": 0.8, "fill_holes": True}
-        yield f"segment, check, holes {named}", "segment", (flows,), more
-        options = {**blocks, "overlap": 16, "dtype": "float32"}
-        yield f"map_tiles {named}", "map_tiles", (np.negative, image, (64, 64, 64)), options
-        tiles = [image, image]
-        yield f"fuse_mosaic {named}", "fuse_mosaic", (tiles, [(0, 0, 0), (0, 90.5, 0)]), blocks
+        plan = topo_dask.plan(case.job, *case.given, cluster=client, sample=0, **case.options)
+        output = folder / ("out.npz" if case.job == "instance_table" else "out")
+        run(*case.given, output=output, cluster=client, **case.options)
+        measured = peak_of(client)
+    shutil.rmtree(output) if output.is_dir() else output.unlink()
+    return plan, measured
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -93,26 +175,24 @@ def main(words: Sequence[str] | None = None) -> int:
     rows, good = [], True
     with common.working_folder(parsed.folder) as folder:
         crop = common.crop(parsed.labels, parsed.size)
-        for name, content in (("labels", crop), ("image", crop % 255 / np.float32(255))):
-            kept = content.astype(np.float32 if name == "image" else content.dtype)
-            create_array(folder / f"{name}.zarr", crop.shape, (64, 64, 64), kept.dtype)[...] = kept
+        make_inputs(parsed, folder, crop)
         with worker() as client:
             client.submit(topo_dask.run.execute.may_pass, OSError()).result()
             idle = peak_of(client)
-        for name, job, given, options in cases(parsed, folder):
-            if parsed.only and parsed.only not in name:
-                continue
-            run: Callable[..., Any] = getattr(topo_dask, job)
-            with worker() as client:
-                plan = topo_dask.plan(job, *given, cluster=client, sample=0, **options)
-                run(*given, output=folder / "out", cluster=client, **options)
-                measured = peak_of(client)
-            shutil.rmtree(folder / "out")
-            ratio = plan.worker_bytes / measured
-            good &= 1 <= ratio <= 2
-            sizes = [readable_bytes(n) for n in (plan.worker_bytes, measured)]
-            rows.append([name, plan.largest.name, *sizes, f"{ratio:.2f}"])
-            print(*rows[-1], file=sys.stderr, flush=True)
+        for blocks in parsed.shape or BLOCKS:
+            for case in (
+                *flow_cases(parsed, folder, blocks),
+                *label_cases(folder, blocks),
+                *tile_cases(folder, blocks),
+            ):
+                if parsed.only and not any(word in case.name for word in parsed.only):
+                    continue
+                plan, measured = measure(case, folder)
+                ratio = plan.worker_bytes / measured
+                good &= 1 <= ratio <= 2
+                sizes = [readable_bytes(n) for n in (plan.worker_bytes, measured)]
+                rows.append([case.name, plan.largest.name, *sizes, f"{ratio:.2f}"])
+                print(*rows[-1], file=sys.stderr, flush=True)
     headings = ["job, blocks", "largest stage", "projected", "measured", "ratio (wanted 1 to 2)"]
     body = [
         f"Labels: {common.described(crop)}.",

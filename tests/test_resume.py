@@ -13,7 +13,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from distributed import Client, LocalCluster
 from killing import Process, killed_at, lines_of, process_of, stages_done, tree, wait_for
 
 import topo_dask
-from topo_dask.errors import OutputExists, RunInProgress, TaskFailed
-from topo_dask.run.execute import WINDOW, PoolEngine, open_engine
+from topo_dask.errors import DamagedFile, OutputExists, RunInProgress, TaskFailed
+from topo_dask.run.damage import Stages
+from topo_dask.run.execute import WINDOW, Engine, PoolEngine, open_engine
 from topo_dask.storage import create_array
 from topo_dask.testing import synthetic_tissue
 
@@ -107,6 +108,27 @@ def gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+class Stopped(Exception):
+    """Some blocks of a stage are done."""
+
+
+class StoppedIn(Engine):
+    """Another engine, which stops in the middle of a stage."""
+
+    def __init__(self, inner: Engine, stage: str) -> None:
+        super().__init__(inner.name, inner.slots)
+        self.inner, self.stage = inner, stage
+
+    def _completed(self, function: Any, items: Any) -> Iterator[Any]:
+        return self.inner._completed(function, items)
+
+    def run(self, stage: str, function: Any, items: Any, **options: Any) -> Iterator[Any]:
+        for done, found in enumerate(self.inner.run(stage, function, items, **options)):
+            if stage == self.stage and done >= min(5, len(items) - 1):
+                raise Stopped
+            yield found
 
 
 # ------------------------------------------------------------------------------------- killed
@@ -259,6 +281,73 @@ def test_a_dask_worker_that_dies_is_made_up_for(
         killer.join()
         assert gone(victim)
     assert tree(out) == expected("flows", **SLOW)
+
+
+# ------------------------------------------------------------------------------ damaged scratch
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "killed_in", "file", "again"),
+    [
+        ("segment", {}, "number", "cells/7.npz", {"cells": 1}),
+        ("segment", {}, "labels", "index/7.npy", {"cells": 1, "track": 1}),
+        ("segment", {"group": 3}, "orphans", "parts/parts/c/1/3/1", {"labels": 1}),
+        ("segment", {"group": 2}, "measure", "steps/split.zarr/c/1/3/1", {"split": 1}),
+        ("flows", {"overlap": 4}, "fuse", "tiles/20.npy", {"flows": 1}),
+        ("flows", {"overlap": 4}, "flows", "instances/hi.npy", {"facts": 1}),
+        ("flows", {"rounds": 8}, "round-3", "rounds-*/after-16/12-0.npy", None),
+        ("flows", {"potential": "poisson"}, "schwarz-3", "rounds-*/12/*.npy", None),
+    ],
+    ids=str,
+)
+def test_damaged_scratch_is_made_again_and_no_more(
+    inputs: dict[str, Path],
+    expected: Callable[..., dict[str, bytes]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    run: str,
+    options: dict[str, Any],
+    killed_in: str,
+    file: str,
+    again: dict[str, int] | None,
+) -> None:
+    """Where what went before it is removed already, it is made from the beginning."""
+    out, told = tmp_path / "out.zarr", ""
+    with open_engine("sync") as engine, pytest.raises(Stopped):
+        call(run, inputs, out, cluster=StoppedIn(engine, killed_in), **options)
+    damaged = list(out.with_name("out.zarr.work").glob(file))
+    assert damaged
+    for path in damaged:
+        os.truncate(path, path.stat().st_size // 3)
+    for _ in range(3):
+        try:
+            call(run, inputs, out, resume=True, progress=True, **options)
+            break
+        except DamagedFile as error:
+            told = str(error)
+    assert "resume=True" in told
+    if again is not None:
+        assert stages_done(capsys.readouterr().err).items() >= again.items()
+    assert tree(out) == expected(run, **options)
+
+
+def test_what_others_may_have_read_in_between_is_all_made_again() -> None:
+    kinds = {
+        "ends": {"ends/#.npy", "mask/#.npy"},
+        "cells": {"ends/#.npy amended", "cells/#.npz"},
+        "split": {"split.zarr"},
+        "absorb": {"found/#.npz"},
+        "fill": {"split.zarr"},
+        "write": {"s0"},
+    }
+    stages = Stages(Path(), tuple(kinds), kinds)
+    part = {0: False, 1: False}
+    assert stages.again([0], whole=False) == stages.again([1], whole=False) == part
+    assert stages.again([1], whole=True) == {0: True, 1: True}
+    whole = {2: True, 3: True, 4: True}
+    assert all(stages.again([n], whole=False) == whole for n in whole)
+    assert stages.again([5], whole=False) == {5: False}
+    assert stages.again([0, 3], whole=False) == part | whole
 
 
 # ----------------------------------------------------------------------------- changed settings

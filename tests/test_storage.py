@@ -18,6 +18,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+import topo_dask
 from topo_dask import storage
 from topo_dask.errors import (
     BackendUnavailable,
@@ -258,6 +259,32 @@ def test_odd_paths_are_refused_not_crashed() -> None:
     for source in ("a\0b", "x" * 5000, ""):
         with pytest.raises(InputNotFound):
             open_array(source, argument="labels")
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "uint32"])
+@pytest.mark.parametrize("left", [0, 12, 0.5, -1])
+def test_a_chunk_that_was_cut_is_told(
+    tmp_path: Path, zarr_format: Any, dtype: str, left: float
+) -> None:
+    """Blosc itself reads on behind its end; what is opened for reading goes to workers too."""
+    values = np.random.default_rng(0).integers(0, 9, SHAPE).astype(dtype)
+    path = store(tmp_path / "a.zarr", values, zarr_format=zarr_format)
+    array = pickle.loads(pickle.dumps(open_array(path, argument="a")))
+    assert (array[...] == values).all()
+    assert array.metadata.to_dict() == zarr.open_array(str(path), mode="r").metadata.to_dict()
+    chunk = next(p for p in sorted(path.rglob("*")) if p.name == "1" and p.is_file())
+    size = chunk.stat().st_size
+    os.truncate(chunk, int(left * size) if left == 0.5 else int(left) % size)
+    with pytest.raises((ValueError, RuntimeError), match=r"cut short|decompression"):
+        array[...]
+
+
+def test_an_input_with_a_chunk_of_no_bytes_is_refused(tmp_path: Path) -> None:
+    path = store(tmp_path / "a.zarr", shards=SHAPE, chunks=(3, 7, 8))
+    os.truncate(path / "c" / "0" / "0" / "0", 0)
+    with pytest.raises(InvalidData, match=r"c/0/0/0'.*0 bytes.*cut off"):
+        topo_dask.flows(path, tmp_path / "out.zarr", cluster="sync")
 
 
 # ----------------------------------------------------------------------------------- geometry

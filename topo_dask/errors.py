@@ -5,6 +5,8 @@ Every message names the argument, what came, what is allowed and what to do.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TopoError(Exception):
     """Base of every error that topo_dask raises on purpose.
@@ -49,6 +51,41 @@ class InvalidType(TopoError, TypeError):
 
 class InvalidData(TopoError, ValueError):
     """The content of an array is unusable (NaN in a flow, negative labels)."""
+
+
+class DamagedFile(InvalidData):
+    """A file between the stages of a run is damaged or gone; what to do is said.
+
+    Parameters
+    ----------
+    argument, came, allowed, do
+        See `TopoError`.
+    path
+        The file.
+    array, at
+        Where it is a chunk: the path of its array, its first voxel.
+    """
+
+    def __init__(
+        self,
+        argument: str,
+        came: object,
+        allowed: str,
+        do: str = "",
+        *,
+        path: str = "",
+        array: str = "",
+        at: tuple[int, ...] | None = None,
+    ) -> None:
+        super().__init__(argument, came, allowed, do)
+        self.path, self.array, self.at = path, array, at
+
+    def __reduce__(self) -> Any:
+        return _damaged_file, (self.args, {"path": self.path, "array": self.array, "at": self.at})
+
+
+def _damaged_file(words: tuple[Any, ...], named: dict[str, Any]) -> DamagedFile:
+    return DamagedFile(*words, **named)
 
 
 class InputNotFound(TopoError, FileNotFoundError):

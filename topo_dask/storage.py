@@ -30,6 +30,7 @@ from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, ZstdCodec
 from zarr.storage import FsspecStore, LocalStore
 
+from topo_dask.codecs import careful
 from topo_dask.errors import (
     BackendUnavailable,
     InputIsGroup,
@@ -130,7 +131,7 @@ def open_array(source: Source, *, argument: str, axes: Sequence[int] = (3,)) -> 
             "axes of length 1 or more",
             "Check how this array was made: it holds no voxel.",
         )
-    return node
+    return careful(node)
 
 
 def _open_node(source: Any, argument: str) -> AnyArray | zarr.Group:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
+from topo_dask.run.damage import ScratchArray
 from topo_dask.run.files import load_array, scratch_array
 from topo_dask.run.job import Run
 from topo_dask.run.ledger import fingerprint
@@ -118,7 +119,7 @@ class Chain:
             voxels = sizes if every else [sizes[item.block] for item in items]
         return self.run.ledger.run(self.run.engine, name, mark, function, items, voxels=voxels)
 
-    def target(self, name: str, instances: int, *, last: bool) -> tuple[AnyArray, str]:
+    def target(self, name: str, instances: int, *, last: bool) -> tuple[Any, str]:
         """The array that a step writes, and a text that changes when it was made anew.
 
         Each block has one writer: the task of this block.
@@ -132,7 +133,7 @@ class Chain:
                 dtype,
                 zarr_format=self.zarr_format,  # type: ignore[arg-type]
             )
-            return made, self.run.output.identity
+            return ScratchArray(made), self.run.output.identity
         return scratch_array(self.work / "steps" / f"{name}.zarr", self.grid.shape, chunks, dtype)
 
 

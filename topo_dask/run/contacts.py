@@ -17,9 +17,9 @@ from topo_dask.graph.contacts import (
 from topo_dask.grid import BlockGrid
 from topo_dask.kernels.tables import ContactTable, merge_contacts
 from topo_dask.run.chain import Chain, View
-from topo_dask.run.files import load_array, save_array
+from topo_dask.run.files import load_array, load_table, save_array, save_table
 from topo_dask.run.ledger import fingerprint
-from topo_dask.storage import AnyArray, load_table, save_table
+from topo_dask.storage import AnyArray
 
 FAN_IN = 64
 """Tables that one task adds up."""

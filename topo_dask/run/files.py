@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -18,10 +19,12 @@ from dask.base import tokenize
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, MemoryStore
 
-from topo_dask.errors import InvalidData, InvalidType
+from topo_dask import storage
+from topo_dask.errors import InputNotFound, InvalidData, InvalidType
 from topo_dask.graph.check import check_axes
 from topo_dask.kernels.tables import InstanceTable
-from topo_dask.storage import AnyArray, create_array, open_array
+from topo_dask.run.damage import INPUTS, ScratchArray, damaged, note
+from topo_dask.storage import create_array, open_array
 
 BLOCK = 128
 """Edge of a block, where none is given, in voxels."""
@@ -53,17 +56,16 @@ def readable_by_workers(source: Any) -> bool:
     return isinstance(source, zarr.Array) and not isinstance(source.store, MemoryStore)
 
 
-def stored(source: Any, scratch: Path, *, argument: str, together: int = 3) -> AnyArray:
+def stored(source: Any, scratch: Path, *, argument: str, together: int = 3) -> Any:
     """The same array where every worker can read it: memory and dask graphs go to the scratch.
 
     Of four axes ``together`` entries of the first are read at a time.
     """
     if readable_by_workers(source):
-        found: AnyArray = source
-        return found
-    path = scratch / "inputs" / f"{argument}-{input_mark(source)}.zarr"
+        return source
+    path = scratch / INPUTS / f"{argument}-{input_mark(source)}.zarr"
     if path.exists():
-        return open_array(path, argument=argument, axes=(len(source.shape),))
+        return _copied(path, argument, len(source.shape))
     chunks = tuple(min(BLOCK, n) for n in source.shape)
     if len(chunks) > 3:
         chunks = (min(together, chunks[0]), *chunks[1:])
@@ -76,7 +78,11 @@ def stored(source: Any, scratch: Path, *, argument: str, together: int = 3) -> A
     else:
         target[...] = source[...]
     os.replace(partial, path)
-    return open_array(path, argument=argument, axes=(len(source.shape),))
+    return _copied(path, argument, len(source.shape))
+
+
+def _copied(path: Path, argument: str, axes: int) -> Any:
+    return ScratchArray(open_array(path, argument=argument, axes=(axes,)))
 
 
 def scratch_array(
@@ -87,7 +93,7 @@ def scratch_array(
     *,
     identity: Path | None = None,
     zarr_format: Any = 3,
-) -> tuple[AnyArray, str]:
+) -> tuple[Any, str]:
     """An array of zeros, or that of the run that goes on.
 
     With it comes a text that changes when it was made anew, kept beside it or in ``identity``.
@@ -96,17 +102,23 @@ def scratch_array(
     with suppress(Exception):  # not there, or damaged: made anew
         array = zarr.open_array(store=str(path), mode="r+")
         if (array.shape, array.chunks, array.dtype) == (tuple(shape), tuple(chunks), dtype):
-            return array, identity.read_text()
+            return ScratchArray(array), identity.read_text()
     shutil.rmtree(path, ignore_errors=True)
     path.parent.mkdir(parents=True, exist_ok=True)
     array = create_array(path, shape, chunks, dtype, zarr_format=zarr_format)
     identity.parent.mkdir(parents=True, exist_ok=True)
     identity.write_text(uuid.uuid4().hex)
-    return array, identity.read_text()
+    return ScratchArray(array), identity.read_text()
 
 
 def input_mark(source: Any) -> str:
-    """A text that changes when an input does: metadata and the times its files were written."""
+    """A text that changes when an input does: metadata and the times its files were written.
+
+    Raises
+    ------
+    InvalidData
+        A chunk without any byte, which zarr may take for one that was never written.
+    """
     if not isinstance(source, zarr.Array):
         return str(tokenize(source))
     parts: list[Any] = [str(source.store_path), str(source.metadata.to_dict())]
@@ -115,6 +127,14 @@ def input_mark(source: Any) -> str:
         for folder, _, names in os.walk(source.store.root / source.path):
             for name in names:
                 found = os.stat(os.path.join(folder, name))
+                if found.st_size == 0 and re.fullmatch(r"(c[./])?\d+([./]\d+)*", name):
+                    raise InvalidData(
+                        "input",
+                        f"{os.path.join(folder, name)!r}, a chunk of 0 bytes",
+                        "whole chunks",
+                        "It was cut off, as by a full disk: make it again, or delete the file "
+                        "where its voxels shall be the fill value.",
+                    )
                 newest, count = max(newest, found.st_mtime_ns), count + 1
                 total += found.st_size
         parts += [newest, count, total]
@@ -123,8 +143,9 @@ def input_mark(source: Any) -> str:
     return str(tokenize(*parts))
 
 
-def save_array(path: Path, array: npt.NDArray[Any]) -> None:
-    """Write an array as .npy, whole or not at all."""
+def save_array(path: Path, array: npt.NDArray[Any], *, amends: bool = False) -> None:
+    """Write an array as .npy, whole or not at all; ``amends``: see `damage.note`."""
+    note(path, amends=amends)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
@@ -137,21 +158,36 @@ def load_array(path: Path, *, memory_map: bool = False) -> npt.NDArray[Any]:
 
     Raises
     ------
-    InvalidData
-        The file is damaged or gone.
+    DamagedFile
+        It is damaged or gone.
     """
     try:
         loaded: npt.NDArray[Any] = np.load(
             path, mmap_mode="r" if memory_map else None, allow_pickle=False
         )
     except (EOFError, FileNotFoundError, ValueError) as error:
-        raise InvalidData(
-            "work_dir",
-            f"{str(path)!r}, which is damaged or gone ({error})",
-            "intermediate files as the run left them",
-            "Nothing of yours is lost: pass overwrite=True (--overwrite) to begin anew.",
-        ) from error
+        raise damaged(path, error) from error
     return loaded
+
+
+def save_table(path: Path, **columns: npt.ArrayLike) -> None:
+    """Write named arrays, whole or not at all; see `storage.save_table`."""
+    note(path)
+    storage.save_table(path, **columns)
+
+
+def load_table(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
+    """Read arrays that `save_table` wrote, or those of them with some names.
+
+    Raises
+    ------
+    DamagedFile
+        The file is damaged or gone.
+    """
+    try:
+        return storage.load_table(path, names)
+    except (InputNotFound, InvalidData) as error:
+        raise damaged(path, error.__cause__) from error
 
 
 def save_instances(folder: Path, table: InstanceTable) -> None:

@@ -35,9 +35,11 @@ from topo_dask.run.files import (
     input_mark,
     load_array,
     load_instances,
+    load_table,
     open_input,
     save_array,
     save_instances,
+    save_table,
     stored,
 )
 from topo_dask.run.flow_job import FlowJob, Task
@@ -55,7 +57,7 @@ from topo_dask.run.job import (
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.rounds import flow_of_rounds, run_rounds
 from topo_dask.run.schwarz import Solved, flow_of_potential, run_schwarz
-from topo_dask.storage import load_table, output_chunks, save_table
+from topo_dask.storage import output_chunks
 
 FLOW_TYPES = ("float32", "float16")
 

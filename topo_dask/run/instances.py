@@ -29,15 +29,16 @@ from topo_dask.plan.labels import InstancesWork
 from topo_dask.run.files import (
     input_mark,
     load_instances,
+    load_table,
     open_input,
     save_array,
     save_instances,
+    save_table,
     stored,
 )
 from topo_dask.run.flow_job import FlowJob, Task
 from topo_dask.run.job import Run, RunOptions, open_run, volumes
 from topo_dask.run.ledger import fingerprint
-from topo_dask.storage import load_table, save_table
 
 COLUMNS = ("ids", "voxels", "sums", "lo", "hi")
 

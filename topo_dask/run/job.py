@@ -30,6 +30,7 @@ from topo_dask.plan.work import (
     too_much,
     too_much_on_device,
 )
+from topo_dask.run.damage import damage_told
 from topo_dask.run.devices import check_devices, wanted_on
 from topo_dask.run.dry import DryRun, nowhere
 from topo_dask.run.execute import Cluster, Engine, open_engine
@@ -185,7 +186,7 @@ def open_run(
             record = Record(output.record, about, repr(engine))
             outer, engine.recorder = engine.recorder, _Recorder(record)
             try:
-                with record.watching(), _disks_named(output):
+                with record.watching(), _disks_named(output), damage_told():
                     yield Run(output, engine, Ledger(folder), record)
             finally:
                 engine.recorder = outer

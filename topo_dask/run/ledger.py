@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from topo_dask.config import counting
+from topo_dask.run.damage import LEDGER, STAGES, Noting, keep_kinds, kinds_of, strike_lines
 from topo_dask.run.execute import Engine, Order
 from topo_dask.run.items import Each
 
@@ -51,8 +52,9 @@ class Ledger:
     """
 
     def __init__(self, work: Path, title: str = "") -> None:
-        self.folder, self.title = work / "ledger", title
+        self.folder, self.title = work / LEDGER, title
         self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / STAGES).write_text("")
 
     def run(
         self,
@@ -122,6 +124,9 @@ class Ledger:
         recorded: Callable[[int, Any], None] | None = None,
     ) -> Generator[tuple[int, Any]]:
         path = self.folder / f"{stage}.jsonl"
+        with (self.folder / STAGES).open("a") as stages:
+            stages.write(f"{stage}\n")
+        strike_lines(self.folder, stage, items)
         done = bytearray(len(items))
         for number, result in _known(path, mark):
             if number < len(items) and not done[number]:
@@ -134,9 +139,13 @@ class Ledger:
         left = None if order is None else order.only(missing)
         todo = Each(missing, items.__getitem__)
         with path.open("a") as lines:
-            results = engine.run(self.title + stage, function, todo, voxels=some, order=left)
+            noting, known = Noting(function, self.folder.parent), kinds_of(self.folder, stage)
+            results = engine.run(self.title + stage, noting, todo, voxels=some, order=left)
             with contextlib.closing(results):  # type: ignore[type-var]
-                for position, result in results:
+                for position, (result, kinds) in results:
+                    if not known.issuperset(kinds):
+                        known.update(kinds)
+                        keep_kinds(self.folder, stage, known)
                     number = missing[position]
                     lines.write(json.dumps([number, result]) + "\n")
                     lines.flush()

@@ -33,12 +33,11 @@ from topo_dask.graph.merge import (
 from topo_dask.grid import Region
 from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.tables import CellTable
-from topo_dask.run.files import load_array, save_array
+from topo_dask.run.files import load_array, load_table, save_array, save_table
 from topo_dask.run.items import Each
 from topo_dask.run.job import Run
 from topo_dask.run.mail import Grouped, Mail, collect
 from topo_dask.run.refine import measure_labels
-from topo_dask.storage import load_table, save_table
 
 if TYPE_CHECKING:
     from topo_dask.run.segment import SegmentJob
@@ -115,7 +114,7 @@ def cells_of_block(task: MergeTask) -> list[int]:
     home = collect(job.work, task.mail)
     if len(home):
         ends[home.row] = home.positions
-        save_array(job.file("ends", task.block), ends)
+        save_array(job.file("ends", task.block), ends, amends=True)
     cell_table = kernels_for(job.settings.backend).cell_table
     table, index = cell_table(ends, shape=job.grid.shape, radius=job.radius)
     save_array(job.file("index", task.block), index.astype(np.uint32))

@@ -16,7 +16,8 @@ import numpy.typing as npt
 from topo_dask.graph.nearest import Wanted, nearest_over_blocks
 from topo_dask.grid import BlockGrid
 from topo_dask.run.chain import View
-from topo_dask.storage import AnyArray, load_table, save_table
+from topo_dask.run.files import load_table, save_table
+from topo_dask.storage import AnyArray
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]

@@ -21,10 +21,10 @@ from topo_dask.graph.pieces import (
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.run.chain import Chain, View
-from topo_dask.run.files import load_array, save_array
+from topo_dask.run.files import load_array, load_table, save_array, save_table
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.nearest import FillTask, fill_block, find_nearest
-from topo_dask.storage import AnyArray, load_table, save_table
+from topo_dask.storage import AnyArray
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,12 +42,12 @@ from topo_dask.kernels.tables import (
     rename_instances,
 )
 from topo_dask.run.chain import Chain, View
-from topo_dask.run.files import load_array, save_array
+from topo_dask.run.files import load_array, load_table, save_array, save_table
 from topo_dask.run.items import Each
 from topo_dask.run.job import Run
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.measured import TABLES, measured, save_measured
-from topo_dask.storage import AnyArray, load_table, save_table
+from topo_dask.storage import AnyArray
 
 if TYPE_CHECKING:
     from topo_dask.run.segment import SegmentJob

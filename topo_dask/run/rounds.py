@@ -20,11 +20,10 @@ from topo_dask.graph.flows import rows_in
 from topo_dask.grid import Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.backends import kernels_for
-from topo_dask.run.files import load_array, load_instances, save_array
+from topo_dask.run.files import load_array, load_instances, load_table, save_array, save_table
 from topo_dask.run.flow_job import FlowJob
 from topo_dask.run.job import Run
 from topo_dask.run.ledger import fingerprint
-from topo_dask.storage import load_table, save_table
 
 
 @dataclass(frozen=True)

@@ -141,8 +141,13 @@ class Task:
     round: int = 0
     mail: tuple[Mail, ...] = ()
 
+    @property
+    def core(self) -> Region:
+        """The block's voxels."""
+        return self.job.grid.region(self.block)
+
     def __str__(self) -> str:
-        return f"block {self.job.grid.region(self.block)}"
+        return f"block {self.core}"
 
 
 # --------------------------------------------------------------------------------------- track
@@ -497,7 +502,7 @@ def _write_all(prepared: Prepared, refine: RefineSettings) -> dict[str, Any]:
     return write(prepared, Target(out, table, identity), refine)
 
 
-def _parts_array(run: Run, job: SegmentJob, zarr_format: int, kept: bool) -> tuple[AnyArray, str]:
+def _parts_array(run: Run, job: SegmentJob, zarr_format: int, kept: bool) -> tuple[Any, str]:
     """The array of the owners' components, each of which belongs to one instance, kept or not."""
     shape = job.grid.shape
     chunks = output_chunks(job.grid.largest, shape)
