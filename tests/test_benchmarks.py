@@ -19,6 +19,7 @@ from topo_dask.grid import Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.parallel import starmap
+from topo_dask.run.planning import JOBS
 from topo_dask.storage import create_array, open_array
 from topo_dask.testing import synthetic_tissue
 
@@ -48,6 +49,28 @@ def run(script: str, *words: object) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.mark.parametrize(
+    "script", [p.stem for p in sorted(FOLDER.glob("*.py")) if "\ndef main(" in p.read_text()]
+)
+def test_every_script_says_what_it_does(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        module(script).main(["--help"])
+    assert caught.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--record" in shown
+    assert f"benchmarks/{script}.py" in (FOLDER / "README.md").read_text()
+
+
+def test_plans_are_measured_for_every_job(labels: Path, tmp_path: Path) -> None:
+    plan = module("plan")
+    few = ["--size", "24", "--shape", "16", "--only", "instances", "--only", "fuse_mosaic, turned"]
+    text = run("plan.py", labels, *few, "--n-iter", 8, "--folder", tmp_path)
+    assert text.count(" 16x16x16 ") == 2
+    cases = [*plan.flow_cases(plan.arguments().parse_args([]), tmp_path, (16, 16, 16))]
+    cases += [*plan.label_cases(tmp_path, (16, 16, 16)), *plan.tile_cases(tmp_path, (16, 16, 16))]
+    assert {case.job for case in cases} == set(JOBS)
 
 
 def test_tissue_runs_the_main_job_and_checks_blocks(labels: Path, tmp_path: Path) -> None:

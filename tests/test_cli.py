@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from click.testing import CliRunner
 
 import topo_dask
+from topo_dask.cli import main
 from topo_dask.storage import create_array
 from topo_dask.testing import synthetic_tissue
 
@@ -62,6 +64,25 @@ def test_the_commands_of_the_readme_run_and_agree_with_python(folder: Path) -> N
     assert np.abs(whole - stored).max() <= 1e-4
     labels = zarr.open_array(folder / "labels.zarr/s0", mode="r")[...]
     np.testing.assert_array_equal(labels, topo_dask.postprocess_single(truth > 0, stored))
+
+
+def test_the_cluster_lines_of_the_readme_are_understood(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is submitted, as there is nothing to submit with."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "labels.zarr").symlink_to(folder / "tissue.zarr/labels/s0")
+    lines = [line.split()[1:] for block in fences("bash") for line in block.splitlines()]
+    assert {words[0] for words in lines} == {"job-script", "flows"}
+    for words in lines:
+        planned = [] if words[0] == "job-script" else ["--dry-run"]
+        done = CliRunner().invoke(main, [*words, *planned])
+        assert done.exit_code == 0, done.output
+        assert ("slurm: 160 processes" if planned else "#SBATCH") in done.output, done.output
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"topo-dask ([a-z][a-z-]+)", text))
+    assert named - {"flows"}
+    assert named <= set(main.commands)
 
 
 def test_the_python_of_the_readme_runs(folder: Path, tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ NEVER_IN: dict[str, set[str]] = {
     "view": {"dask", "zarr"},
     "testing": {"dask", "zarr"},
 }
+# Nothing that comes out of a store or a ledger is unpickled.
+MAY_UNPICKLE = {
+    "run/execute.py": "an error that was pickled in the line before",
+    "run/map_tiles.py": "what the run itself wrote: its digest travels in the tasks",
+}
 # Only `run` computes.
 LAZY_ROOMS = {"errors", "grid", "graph", "kernels", "classes", "config", "plan", "storage"}
 
@@ -157,6 +162,21 @@ def compute_violations(path: str, tree: ast.AST) -> Iterator[str]:
             yield f"{path}:{node.lineno}: .{node.func.attr}() outside run"
 
 
+def unpickling(path: str, tree: ast.AST) -> Iterator[str]:
+    """What would run code that a file holds."""
+    if path in MAY_UNPICKLE:
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            if ast.unparse(node.value) != "False":
+                yield f"{path}:{node.value.lineno}: allow_pickle"
+        elif isinstance(node, ast.Attribute):
+            name = ast.unparse(node)
+            of_pickle = "pickle" in name and node.attr in {"loads", "load", "Unpickler"}
+            if of_pickle or node.attr in {"unsafe_load", "full_load", "read_pickle"}:
+                yield f"{path}:{node.lineno}: {name} runs code that a file holds"
+
+
 def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, bool, ast.FunctionDef]]:
     """Every function with its qualified name, and whether it is a method."""
     for node in ast.iter_child_nodes(tree):
@@ -197,7 +217,7 @@ def size_violations(path: str, tree: ast.AST) -> Iterator[str]:
 
 def violations(path: str, source: str) -> list[str]:
     tree = ast.parse(source)
-    checks = (import_violations, compute_violations, size_violations)
+    checks = (import_violations, compute_violations, unpickling, size_violations)
     return [line for check in checks for line in check(path, tree)]
 
 
@@ -246,6 +266,9 @@ WIDE = "def f(a, b, c, d, e, f, g, h, i): ..."
         ("kernels/cpu.py", "import logging", "kernels imports logging"),
         ("kernels/cpu.py", "import dask.array as da", "kernels imports dask"),
         ("graph/track.py", "def f(x):\n    return x.compute()", ".compute() outside run"),
+        ("storage.py", "import pickle\npickle.load(f)", "pickle.load runs code"),
+        ("run/files.py", "np.load(p, allow_pickle=True)", "allow_pickle"),
+        ("run/record.py", "yaml.unsafe_load(f)", "unsafe_load runs code"),
         ("grid.py", LONG, "f has 81 lines"),
         ("grid.py", f"class C:\n    {WIDE}", "C.f has 9 parameters"),
         ("grid.py", f"def outer():\n    {WIDE}", "outer.f has 9 parameters"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import traceback
 import tracemalloc
 from collections import Counter
@@ -26,6 +27,7 @@ from topo_dask.cli import main
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType, TaskFailed, TopoError
 from topo_dask.graph.tiles import tile_grid
 from topo_dask.run.execute import Engine, open_engine
+from topo_dask.run.map_tiles import Shared
 from topo_dask.storage import create_array
 
 seeds = st.integers(0, 2**32 - 1)
@@ -564,6 +566,15 @@ def test_a_model_that_cannot_travel_says_so(tmp_path: Path, engines: dict[str, E
 
 
 # ---------------------------------------------------------------------------------- command line
+
+
+def test_only_what_the_run_itself_wrote_is_unpickled(tmp_path: Path) -> None:
+    shared = Shared(None, tmp_path / "job.pickle")  # type: ignore[arg-type]
+    sent = pickle.dumps(shared)
+    (tmp_path / "job.pickle").write_bytes(b"cos\nsystem\n(S'touch harm'\ntR.")
+    with pytest.raises(InvalidData, match="not what the run wrote"):
+        pickle.loads(sent)
+    assert not Path("harm").exists()
 
 
 def test_the_command_line_finds_functions_in_the_working_directory(

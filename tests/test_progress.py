@@ -20,7 +20,7 @@ from topo_dask.errors import InvalidData, TaskFailed
 from topo_dask.run import progress as module
 from topo_dask.run.execute import open_engine
 from topo_dask.run.progress import Display, Log, Measured, Notebook, Progress, Terminal, Usage
-from topo_dask.storage import create_array
+from topo_dask.storage import create_array, load_table
 
 
 @pytest.fixture
@@ -199,6 +199,21 @@ def test_a_run_leaves_its_record_beside_the_chunks(labels: Path, tmp_path: Path)
     assert (tmp_path / "labels-out.zarr" / "s0" / "run.json").is_file()
     # No reader takes it for a part of the image, or warns of it.
     assert list(zarr.open_group(tmp_path / "labels-out.zarr", mode="r").array_keys()) == ["s0"]
+
+
+def test_records_of_tables_and_of_other_labels(labels: Path, tmp_path: Path) -> None:
+    table, made = tmp_path / "instances.npz", tmp_path / "a.zarr"
+    topo_dask.instance_table(labels, table, cluster="sync")
+    record = json.loads(str(load_table(table, ("run",))["run"]))
+    assert record["settings"]["labels"].endswith("labels.zarr")
+    assert [stage["stage"] for stage in record["attempts"][0]["stages"]] == ["table", "facts"]
+    flow = topo_dask.generate_direct_flows(zarr.open_array(str(labels), mode="r")[...])
+    topo_dask.segment(flow, made, keep_evidence=True, min_size=1, cluster="sync")
+    topo_dask.relabel(made, tmp_path / "b.zarr", group=2, min_dot=0.25, cluster="sync")
+    text = (tmp_path / "b.zarr" / "s0" / "run.json").read_text()
+    chosen, made_as = json.loads(text)["settings"]
+    assert chosen["rules"]["min_dot"] == 0.25
+    assert made_as["group"] == 2
 
 
 def test_a_record_tells_of_the_attempts_before(labels: Path, tmp_path: Path) -> None:

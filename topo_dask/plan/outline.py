@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -419,17 +420,23 @@ class Plan:
             f'<td style="text-align:left">{html.escape(text)}</td></tr>'
             for name, text in self._facts()
         )
-        head, *rows = self._table()
-        headings = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>"
-            for row in rows
-        )
+        head, *rows, total = self._table()
+        headings = _html_row(head, "th")
+        body = "".join(_html_row(row, "td") for row in rows)
         title = html.escape(f"Plan: {self.what}")
         return (
             f"<div><b>{title}</b><table>{facts}</table>"
-            f"<table><thead><tr>{headings}</tr></thead><tbody>{body}</tbody></table></div>"
+            f"<table><thead>{headings}</thead><tbody>{body}</tbody>"
+            f"<tfoot>{_html_row(total, 'th')}</tfoot></table></div>"
         )
+
+
+def _html_row(cells: Sequence[str], tag: str) -> str:
+    """A row of a table: the first cell on the left, the numbers on the right."""
+    first, *others = map(html.escape, cells)
+    left = f'<{tag} style="text-align:left">{first}</{tag}>'
+    style = 'style="text-align:right"'
+    return f"<tr>{left}{''.join(f'<{tag} {style}>{cell}</{tag}>' for cell in others)}</tr>"
 
 
 WIDTH = 96

@@ -110,6 +110,10 @@ class ScratchArray:
         found: np.dtype[Any] = self.array.dtype
         return found
 
+    def update_attributes(self, attributes: dict[str, Any]) -> None:
+        """Add to what is said of the array."""
+        self.array.update_attributes(attributes)
+
     def __setitem__(self, key: Any, values: npt.NDArray[Any]) -> None:
         note(self.path)
         self.array[key] = values

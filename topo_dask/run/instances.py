@@ -18,6 +18,7 @@ import zarr
 from dask.base import tokenize
 from zarr.abc.store import Store
 
+from topo_dask import storage
 from topo_dask.config import FlowSettings
 from topo_dask.errors import InvalidArgument, InvalidType, OutputExists, TopoError
 from topo_dask.graph.annotated import cut_instances, is_annotated
@@ -151,7 +152,8 @@ def instance_table(
     Returns
     -------
     InstanceTable, ascending by id, exact; without ``output`` and of a dask array a ``Delayed`` of
-    one. The file has its columns and the ``shape`` and ``mark`` of the labels.
+    one. The file has its columns, the ``shape`` and ``mark`` of the labels, and the record of the
+    run, ``run``, as JSON.
 
     Raises
     ------
@@ -195,7 +197,8 @@ def instance_table(
             )
     title = f"Instance table of {'x'.join(map(str, grid.shape))} voxels"
     work = InstancesWork(title, grid, volumes([source]))
-    with open_run(place, options, None, work) as run:
+    made_of = {"labels": str(getattr(source, "store_path", type(source).__name__)), "mark": mark}
+    with open_run(place, options, made_of, work) as run:
         read = stored(source, run.work, argument="labels")
         job = FlowJob(read, FlowSettings(), grid, (0, 0, 0), (0, 0, 0), run.work)
         measure_all(run, [job], fingerprint("table", mark, grid.chunks))
@@ -217,7 +220,7 @@ def read_instance_table(path: str | os.PathLike[str]) -> InstanceTable:
 
 def _load(path: Any, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     try:
-        return load_table(path, names)
+        return storage.load_table(path, names)  # the user's, not one between stages
     except TopoError as error:
         raise type(error)(
             "instances",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 import warnings
 from collections.abc import Iterator
@@ -292,8 +293,12 @@ class RunResult:
         return f"{self.what}\n{rows}"
 
     def _repr_html_(self) -> str:
-        rows = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in self._rows())
-        return f"<table><caption>{self.what}</caption>{rows}</table>"
+        left = 'style="text-align:left"'
+        rows = "".join(
+            f"<tr><th {left}>{html.escape(name)}</th><td {left}>{html.escape(value)}</td></tr>"
+            for name, value in self._rows()
+        )
+        return f"<div><b>{html.escape(self.what)}</b><table>{rows}</table></div>"
 
 
 def speed(voxels: int, seconds: float) -> str:

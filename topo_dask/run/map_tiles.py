@@ -20,7 +20,7 @@ import numpy.typing as npt
 import zarr
 from zarr.storage import LocalStore
 
-from topo_dask.errors import InvalidArgument, InvalidType
+from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 from topo_dask.graph.alive import measured_alive
 from topo_dask.graph.area import check_mask, touching_boxes, touching_mask, touching_polygon
 from topo_dask.graph.blend import (
@@ -67,13 +67,15 @@ class Shared:
         Anything that cloudpickle can pickle, if tasks run in other processes.
     path
         Of the file, written when the first task is sent away.
+    digest
+        SHA-256 of its content, which travels in the tasks: nothing else is ever unpickled.
     """
 
-    def __init__(self, value: StoredJob, path: Path) -> None:
-        self.value, self.path = value, path
+    def __init__(self, value: StoredJob, path: Path, digest: str = "") -> None:
+        self.value, self.path, self.digest = value, path, digest
 
-    def __reduce__(self) -> tuple[Callable[[str], Shared], tuple[str]]:
-        if not self.path.exists():
+    def __reduce__(self) -> tuple[Callable[[str, str], Shared], tuple[str, str]]:
+        if not self.digest:
             try:
                 content = cloudpickle.dumps(self.value)
             except Exception as error:
@@ -86,12 +88,21 @@ class Shared:
             partial_file = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}")
             partial_file.write_bytes(content)
             os.replace(partial_file, self.path)
-        return _open_shared, (str(self.path),)
+            self.digest = hashlib.sha256(content).hexdigest()
+        return _open_shared, (str(self.path), self.digest)
 
 
 @lru_cache(maxsize=2)
-def _open_shared(path: str) -> Shared:
-    return Shared(cloudpickle.loads(Path(path).read_bytes()), Path(path))
+def _open_shared(path: str, digest: str) -> Shared:
+    content = Path(path).read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise InvalidData(
+            "work_dir",
+            f"{path!r}, which is not what the run wrote there",
+            "files as the run left them",
+            "Nothing of it was used: find out who writes there, then pass resume=True.",
+        )
+    return Shared(cloudpickle.loads(content), Path(path), digest)
 
 
 @dataclass(frozen=True, eq=False)

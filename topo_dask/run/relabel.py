@@ -196,7 +196,7 @@ def relabel(
     as_made = SegmentSettings(min_size=int(least), group=in_group)
     inputs = volumes([evidence.parts, field])
     work = RelabelWork(title, grid, inputs, as_made, zarr_format=zarr_format)
-    with open_run(place, options, chosen, work) as run:
+    with open_run(place, options, [chosen, as_made], work) as run:
         names = run.work / "names.npy"
         task = NamesTask(evidence, chosen, names)
         ((instances, voxels),) = run.ledger.run(run.engine, "names", mark, name_parts, [task])
