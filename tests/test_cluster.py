@@ -378,6 +378,22 @@ def test_local_workers_as_asked_on_loopback() -> None:
     assert running.client.status == "closed"
 
 
+def test_a_worker_that_dask_gives_up_comes_again() -> None:
+    """As it does with one that is killed while it begins, again and again."""
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 ms"}),
+        start("local", workers=1) as running,
+        open_engine(running) as engine,
+    ):
+        (before,) = running.client.run(os.getpid).values()
+        os.kill(before, signal.SIGKILL)
+        assert sorted(engine.run("pid", pid_of, [0, 1])) != [(0, before), (1, before)]
+
+
+def pid_of(_: int) -> int:
+    return os.getpid()
+
+
 def test_gpu_workers_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without GPUs but with the driver's program stands in for one that has two."""
     monkeypatch.setenv("PATH", str(tmp_path))

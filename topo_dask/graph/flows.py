@@ -183,8 +183,9 @@ def memory_of_flow(
         return layout + 8 * read + POISSON_BYTES * read + 12 * core
     if applies(settings):  # five float64 fields, and a number a voxel
         return layout + 44 * read + 24 * core
-    # Two float64 fields; the gradient in float64, and the flow when the fields are gone.
-    return layout + 16 * read + 24 * core
+    # Two float64 fields, and as much for what the sweeps and what is read leave behind; the
+    # gradient in float64, and the flow when the fields are gone.
+    return layout + 32 * read + 24 * core
 
 
 POISSON_BYTES = 180

@@ -23,6 +23,9 @@ from topo_dask.run.cluster_options import ClusterOptions, options_from
 
 Say = Callable[[str], None]
 
+KEEP_EVERY_S = 2.0
+"""So often is looked for workers of this machine that are lost."""
+
 
 def _quiet(line: str) -> None:
     """Show nothing."""
@@ -161,6 +164,7 @@ def _opened(options: ClusterOptions, stack: ExitStack, say: Say) -> RunningClust
         with batch.other_port():
             made = local_workers(options) if options.system == "local" else gpu_workers(options)
         cluster = stack.enter_context(made)
+        stack.enter_context(kept_up(cluster))
         client = stack.enter_context(Client(cluster, set_as_default=False))
         what = "worker processes" if options.system == "local" else "GPUs, a worker process each"
         say(f"{len(cluster.workers)} {what}; dashboard: {cluster.dashboard_link}")
@@ -241,6 +245,30 @@ def local_workers(options: ClusterOptions) -> LocalCluster:
         **_host(options),
         **limit,
     )
+
+
+@contextmanager
+def kept_up(cluster: SpecCluster) -> Iterator[None]:
+    """Bring back workers that dask has given up.
+
+    It does so with one that was not there for `distributed.deploy.lost-worker-timeout`: one that
+    died again while it began, or took long to begin, or slept with its machine. Where all are
+    given up, a run would wait for ever.
+    """
+    over = threading.Event()
+
+    def keep() -> None:
+        while not over.wait(KEEP_EVERY_S):
+            if len(cluster.workers) < len(cluster.worker_spec):
+                cluster.scale(len(cluster.worker_spec))
+
+    thread = threading.Thread(target=keep, name="keep workers up", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def visible_gpus() -> list[str]:
