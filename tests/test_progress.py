@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 import zarr
@@ -20,7 +21,7 @@ from topo_dask.errors import InvalidData, TaskFailed
 from topo_dask.run import progress as module
 from topo_dask.run.execute import open_engine
 from topo_dask.run.progress import Display, Log, Measured, Notebook, Progress, Terminal, Usage
-from topo_dask.storage import create_array, load_table
+from topo_dask.storage import create_array
 
 
 @pytest.fixture
@@ -201,12 +202,15 @@ def test_a_run_leaves_its_record_beside_the_chunks(labels: Path, tmp_path: Path)
     assert list(zarr.open_group(tmp_path / "labels-out.zarr", mode="r").array_keys()) == ["s0"]
 
 
-def test_records_of_tables_and_of_other_labels(labels: Path, tmp_path: Path) -> None:
-    table, made = tmp_path / "instances.npz", tmp_path / "a.zarr"
-    topo_dask.instance_table(labels, table, cluster="sync")
-    record = json.loads(str(load_table(table, ("run",))["run"]))
-    assert record["settings"]["labels"].endswith("labels.zarr")
-    assert [stage["stage"] for stage in record["attempts"][0]["stages"]] == ["table", "facts"]
+def test_records_tell_the_settings_of_tables_and_of_other_labels(
+    labels: Path, tmp_path: Path
+) -> None:
+    below = da.from_array(np.zeros((8, 8, 8), np.int32) - 1, chunks=8)  # looked at in the run
+    with pytest.raises(InvalidData):
+        topo_dask.instance_table(below, tmp_path / "instances.npz", cluster="sync")
+    record = json.loads((tmp_path / "instances.npz.work" / "run.json").read_text())
+    assert record["settings"]["labels"] == "Array"
+    made = tmp_path / "a.zarr"
     flow = topo_dask.generate_direct_flows(zarr.open_array(str(labels), mode="r")[...])
     topo_dask.segment(flow, made, keep_evidence=True, min_size=1, cluster="sync")
     topo_dask.relabel(made, tmp_path / "b.zarr", group=2, min_dot=0.25, cluster="sync")

@@ -651,8 +651,6 @@ class Output:
     def publish_table(self, **arrays: npt.ArrayLike) -> None:
         """Write a table and put it under the output's name; see `save_table`, `publish`.
 
-        The record of the run is one of its entries, ``run``.
-
         Examples
         --------
         >>> import tempfile
@@ -663,10 +661,7 @@ class Output:
         """
         self._start()
         finished = self._stage / "result" / "table.npz"
-        told: dict[str, Any] = {TABLE_MARK: True}
-        if self.record.exists():
-            told["run"] = self.record.read_text(encoding="utf-8")
-        save_table(finished, **arrays, **told)
+        save_table(finished, **arrays, **{TABLE_MARK: True})
         self._replace(finished)
 
     def open(self, name: str = "s0") -> AnyArray:
@@ -838,7 +833,7 @@ class Output:
         names = [path.name.removeprefix("identity-") for path in self._identities]
         arrays = [self._array_path, *(self._array_path.with_name(name) for name in names)]
         place = next((path for path in arrays if path.is_dir()), None)
-        if place is not None and self.record.exists():
+        if place is not None and self.record.exists():  # a table has no place for it
             shutil.copyfile(self.record, place / RECORD)
         if self.exists:
             if not (self.overwrite or self.resume):

@@ -152,8 +152,7 @@ def instance_table(
     Returns
     -------
     InstanceTable, ascending by id, exact; without ``output`` and of a dask array a ``Delayed`` of
-    one. The file has its columns, the ``shape`` and ``mark`` of the labels, and the record of the
-    run, ``run``, as JSON.
+    one. The file has its columns and the ``shape`` and ``mark`` of the labels.
 
     Raises
     ------
