@@ -257,7 +257,7 @@ def generate_diffusion_flows(
     acceleration
         "chebyshev" takes some sqrt(n) sweeps in the place of n iterations of the coordinate
         potential, and keeps every component within ``tolerance`` of what they give; instances that
-        gain nothing by it (n below some 250; more where coordinates are beyond 10^4) go without.
+        gain nothing by it (n below some 300; more where coordinates are beyond 10^4) go without.
         "auto" is the same, but leaves other potentials alone. It runs on the processor.
     backend
         What computes: "cpu", "gpu", or "auto", a GPU where there is one. Flows of the two agree

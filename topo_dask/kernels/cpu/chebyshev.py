@@ -37,9 +37,17 @@ from topo_dask.kernels.cpu.rows import (
     recur_rows,
     recur_walled_rows,
 )
-from topo_dask.kernels.cpu.sweep import CACHE_BYTES, NEVER, STEPS_PER_PASS, Layout
+from topo_dask.kernels.cpu.sweep import (
+    CACHE_BYTES,
+    FAR,
+    LEAST_STRIP,
+    NEVER,
+    STEPS_PER_PASS,
+    Layout,
+)
+from topo_dask.kernels.cpu.turns import counters, reach, wait_for
 from topo_dask.kernels.jit import compiled
-from topo_dask.kernels.parallel import Starmap, ranges, starmap
+from topo_dask.kernels.parallel import Starmap, ranges, serial, starmap
 
 POINT = 400
 """Binary places of probabilities while they are worked out."""
@@ -164,40 +172,52 @@ def _recur_rows(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any
 
 
 @compiled
-def _recur_slab(
-    pair: Any, space: Any, sums: Any, weights: Any, slab: Any, degree: int, steps: int
+def _recur_pass(
+    pair: Any, space: Any, sums: Any, weights: Any, degrees: Any, strip: int, turn: Any, counts: Any
 ) -> None:
-    """Raise the degree of the planes of a slab by ``steps``, as plain sweeps do it."""
-    first, end, cut_first, cut_end = slab
-    ny, width = space.grid[1], space.grid[4]
+    """Make one pass from a degree to another; ``turn`` is as of the passes of plain sweeps."""
+    nz, ny = space.grid[0], space.grid[1]
     even, odd = pair
-    strip = max(16, CACHE_BYTES // (3 * (steps + 2) * width * even.itemsize) - steps)
-    for top in range(0, ny + steps - 1, strip):
-        for front in range(first, end + steps - 1):
-            for step in range(steps):
+    thread, done, before, from_there = turn
+    fronts = nz + STEPS_PER_PASS - 1
+    strips = -(-(ny + STEPS_PER_PASS - 1) // strip)
+    for number in range(strips):
+        top = number * strip
+        for front in range(fronts):
+            if before >= 0:
+                ahead = min(number + 1, strips - 1) * fronts
+                ahead += min(front + STEPS_PER_PASS, fronts - 1)
+                wait_for(counts, before, from_there + ahead + 1)
+            for step in range(degrees[1] - degrees[0]):
                 plane = front - step
-                if plane < first + step * cut_first or plane >= end - step * cut_end:
+                if plane < 0 or plane >= nz:
                     continue
-                at = (plane, max(0, top - step), min(ny, top + strip - step), degree + step + 1)
+                low, high = max(0, top - step), min(ny, top + strip - step)
+                at = (plane, low, high, degrees[0] + step + 1)
                 if step % 2 == 0:
                     _recur_rows(odd, even, space, sums, at, weights)
                 else:
                     _recur_rows(even, odd, space, sums, at, weights)
+            reach(counts, thread, done + number * fronts + front + 1)
 
 
 @compiled
-def _recur_gap(
-    pair: Any, space: Any, sums: Any, weights: Any, cut: int, degree: int, steps: int
+def _recur(
+    pair: Any, space: Any, sums: Any, weights: Any, degree: int, turns: Any, counts: Any
 ) -> None:
-    """Make the steps that two slabs left out at the cut between them."""
-    even, odd = pair
-    for step in range(1, steps):
-        for plane in range(cut - step, cut + step):
-            at = (plane, 0, space.grid[1], degree + step + 1)
-            if step % 2 == 0:
-                _recur_rows(odd, even, space, sums, at, weights)
-            else:
-                _recur_rows(even, odd, space, sums, at, weights)
+    """Make every pass whose turn a thread has, as plain sweeps do; see there."""
+    thread, threads = turns
+    ny, width = space.grid[1], space.grid[4]
+    row_bytes = 3 * (STEPS_PER_PASS + 2) * width * pair[0].itemsize
+    strip = max(LEAST_STRIP, CACHE_BYTES // row_bytes - STEPS_PER_PASS)
+    if strip < ny:  # not less than a strip lies between two threads
+        strip = max(LEAST_STRIP, min(strip, -(-ny // threads)))
+    for turn in range(thread, -(-degree // STEPS_PER_PASS), threads):
+        here = turn * STEPS_PER_PASS
+        before = (turn - 1) % threads if turn > 0 else -1
+        order = (thread, turn * FAR, before, (turn - 1) * FAR)
+        degrees = here, min(here + STEPS_PER_PASS, degree)
+        _recur_pass(pair, space, sums, weights, degrees, strip, order, counts)
 
 
 @compiled
@@ -287,15 +307,13 @@ def _raise(
     threads: int,
 ) -> None:
     """Bring a field, begun in ``pair[0]``, to a degree; what matters is the sum."""
-    nz = layout.space.grid[0]
-    cuts = ranges(nz, min(threads, nz // (2 * STEPS_PER_PASS)))
+    if run is serial:  # threads that wait for each other must all be there
+        threads = 1
+    threads = max(1, min(threads, layout.space.grid[0] // (2 * STEPS_PER_PASS)))
     twice = (2 * weights[0], 2 * weights[1], 2 * weights[2])
-    for at in range(0, degree, STEPS_PER_PASS):  # an even number: pairs keep their order
-        steps = min(STEPS_PER_PASS, degree - at)
-        common = (pair, layout.space, sums, twice)
-        slabs = [(a, b, int(a > 0), int(b < nz)) for a, b in cuts]
-        run(_recur_slab, [(*common, slab, at, steps) for slab in slabs])
-        run(_recur_gap, [(*common, a, at, steps) for a, _ in cuts[1:]])
+    common = (pair, layout.space, sums, twice, degree)
+    counts = counters(threads)
+    run(_recur, [(*common, (thread, threads), counts) for thread in range(threads)])
 
 
 def chebyshev_flow(
