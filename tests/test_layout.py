@@ -85,6 +85,7 @@ MANY_PARAMETERS: dict[str, str] = {
     "run/instances.py:instance_table": RUN_BY_NAME,
     "run/map_tiles.py:map_tiles": RUN_BY_NAME,
     "run/targets.py:flow_targets": RUN_BY_NAME,
+    "kernels/gpu/split.py:diffusion_round": "the whole definition of the field of one block",
     "kernels/cpu/rounds.py:diffusion_round": "the whole definition of the field of one block",
     "kernels/cpu/diffusion.py:diffusion_flow": "the whole definition of the field of one block",
     "kernels/gpu/diffusion.py:diffusion_round": "the whole definition of the field of one block",

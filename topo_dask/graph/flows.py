@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
@@ -23,9 +23,11 @@ from topo_dask.graph.context import (
     iterations_of,
 )
 from topo_dask.graph.instances import instance_table
+from topo_dask.graph.parts import halves, joined
 from topo_dask.grid import Region, as_lengths
 from topo_dask.kernels import cpu
 from topo_dask.kernels.backends import kernels_for
+from topo_dask.kernels.computed import whole_or
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.kernels.tables import InstanceTable
 
@@ -72,8 +74,44 @@ def flow_of_block(
 
     Returns
     -------
-    float32 ``[3, *core shape]``
+    float32 ``[3, *core shape]``; where the memory of a GPU is too small, from halves of the core.
     """
+    how: dict[str, Any] = {"spatial_mask": spatial_mask, "threads": threads}
+
+    def parts() -> npt.NDArray[np.float32]:
+        small = halves(piece.core)
+        if not small or settings.potential == "poisson":  # which sees the whole in any part
+            on_processor = replace(settings, backend="cpu")
+            return _flow_of_piece(labels, piece, table=table, settings=on_processor, **how)
+        return joined(piece.core, small, flow_of_half)
+
+    def flow_of_half(core: Region) -> npt.NDArray[np.float32]:
+        seen = labels[core.relative_to(piece.read.start).slices]
+        near = choose_read(seen, core, table=table, settings=settings, volume=piece.volume)
+        near = near.intersect(piece.read)
+        place = near.relative_to(piece.read.start).slices
+        mask = None if spatial_mask is None else spatial_mask[place]
+        rows = rows_in(table, cpu.compact(labels[place])[1])
+        half = Piece(core, near, piece.volume)
+        return flow_of_block(
+            labels[place], half, table=rows, settings=settings, spatial_mask=mask, threads=threads
+        )
+
+    return whole_or(
+        parts, lambda: _flow_of_piece(labels, piece, table=table, settings=settings, **how)
+    )
+
+
+def _flow_of_piece(
+    labels: npt.NDArray[Any],
+    piece: Piece,
+    *,
+    table: InstanceTable,
+    settings: FlowSettings,
+    spatial_mask: npt.NDArray[Any] | None,
+    threads: int,
+) -> npt.NDArray[np.float32]:
+    """Flow of a piece at once."""
     core = piece.core.relative_to(piece.read.start).slices
     if settings.method == "diffusion" and settings.potential != "poisson":
         return _diffused(labels, piece, table, settings, spatial_mask, threads)

@@ -50,7 +50,7 @@ class DeviceKernels(Kernels):
     """
 
     diffusion_flow = staticmethod(gpu.diffusion_flow)
-    diffusion_round = staticmethod(gpu.diffusion_round)
+    diffusion_round = staticmethod(split.diffusion_round)
     direct_flow = staticmethod(split.direct_flow)
     flow_errors = staticmethod(split.flow_errors)
     interleave = staticmethod(split.interleave)

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TypeVar
+
+from topo_dask.errors import DeviceMemoryError
+
+Made = TypeVar("Made")
 
 PROCESSOR = "processor"
 """What the processor is called where people read what computed."""
@@ -53,3 +58,21 @@ def note_in_parts() -> None:
     computed = _COMPUTED.get()
     if computed is not None:
         computed.in_parts += 1
+
+
+def whole_or(parts: Callable[[], Made], whole: Callable[[], Made]) -> Made:
+    """What ``whole()`` gives, or ``parts()`` where the device's memory is too small for it.
+
+    Examples
+    --------
+    >>> def too_large() -> int:
+    ...     raise DeviceMemoryError("device memory", "2 bytes", "1 byte")
+    >>> whole_or(lambda: 2, too_large)
+    2
+    """
+    try:
+        return whole()
+    except DeviceMemoryError:
+        note_in_parts()
+    # Outside of the handler: the error keeps the arrays of the attempt alive.
+    return parts()

@@ -5,48 +5,29 @@ either: of the particles, of the flow (particles are handed from one part to the
 voxels. The answer is that of the whole, to the bit. What cannot be halved any more is computed by
 the processor, and noted as that.
 
-Only kernels whose answer does not depend on what lies around are here; diffusion, which reads a
-context, is divided where contexts are known.
+The flow of diffusion alone is not here: it reads a context, which those know who ask for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from topo_dask.errors import DeviceMemoryError
 from topo_dask.kernels import cpu
-from topo_dask.kernels.computed import PROCESSOR, note, note_in_parts
+from topo_dask.kernels.computed import PROCESSOR, note, whole_or
 from topo_dask.kernels.cpu.labels import Integers
-from topo_dask.kernels.gpu import cells, direct, tracking
+from topo_dask.kernels.gpu import cells, diffusion, direct, tracking
 from topo_dask.kernels.gpu.arrays import in_memory
 from topo_dask.kernels.tables import CellTable, ErrorTable, merge_cells, merge_errors
-
-Made = TypeVar("Made")
 
 FEWEST = 2048
 """Particles or voxels that are not worth a way to the device by themselves."""
 
 
-def whole_or(parts: Callable[[], Made], whole: Callable[[], Made]) -> Made:
-    """What ``whole()`` gives, or ``parts()`` where the device's memory is too small for it.
-
-    Examples
-    --------
-    >>> def too_large() -> int:
-    ...     raise DeviceMemoryError("device memory", "2 bytes", "1 byte")
-    >>> whole_or(lambda: 2, too_large)
-    2
-    """
-    try:
-        return whole()
-    except DeviceMemoryError:
-        note_in_parts()
-    # Outside of the handler: the error keeps the arrays of the attempt alive.
-    return parts()
+SHORTEST = 8
+"""Longest side of a block of diffusing voxels that is not halved any more."""
 
 
 # ------------------------------------------------------------------------------------ tracking
@@ -228,3 +209,67 @@ def flow_errors(
         )
 
     return whole_or(parts, lambda: direct.flow_errors(labels, flow4, origin=origin, **how))
+
+
+# ------------------------------------------------------------------------------------- diffusion
+
+
+def diffusion_round(
+    labels: Integers,
+    fields: list[npt.NDArray[Any]] | None,
+    *,
+    span: cpu.Span,
+    ids: npt.NDArray[np.uint64],
+    iterations: npt.NDArray[np.int64],
+    anchors: npt.NDArray[np.int64],
+    origin: tuple[int, ...] = (0, 0, 0),
+    core: tuple[slice, ...] | None = None,
+    spatial_mask: npt.NDArray[Any] | None = None,
+    potential: str = "coordinate",
+    spacing: tuple[float, ...] = (1.0, 1.0, 1.0),
+    threads: int = 1,
+) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+    """See `topo_dask.kernels.gpu.diffusion`; halves of the core see as far as the round goes."""
+    how: dict[str, Any] = {"span": span, "potential": potential, "spacing": spacing}
+    inner = core or tuple(slice(0, n) for n in labels.shape)
+    lengths = [part.stop - part.start for part in inner]
+    axis = int(np.argmax(lengths))
+
+    def whole() -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+        facts = {"ids": ids, "iterations": iterations, "anchors": anchors}
+        place = {"origin": origin, "core": core, "spatial_mask": spatial_mask}
+        return diffusion.diffusion_round(labels, fields, **facts, **place, **how)  # type: ignore[arg-type]
+
+    def half(first: int, end: int) -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+        width = span.end - span.first + 1  # one for the differences
+        seen = [slice(None)] * 3
+        seen[axis] = slice(max(0, first - width), min(labels.shape[axis], end + width))
+        there, begin = tuple(seen), seen[axis].start
+        rows = cpu.rows_of(cpu.compact(labels[there])[1], ids)
+        inside = list(inner)
+        inside[axis] = slice(first - begin, end - begin)
+        return diffusion_round(
+            labels[there],
+            None if fields is None else [np.ascontiguousarray(f[there]) for f in fields],
+            ids=ids[rows],
+            iterations=iterations[rows],
+            anchors=anchors[rows],
+            origin=tuple(o + begin * (a == axis) for a, o in enumerate(origin)),
+            core=tuple(inside),
+            spatial_mask=None if spatial_mask is None else spatial_mask[there],
+            **how,
+        )
+
+    def parts() -> tuple[list[npt.NDArray[Any]], npt.NDArray[np.float32]]:
+        first, end = inner[axis].start, inner[axis].stop
+        if end - first < SHORTEST:
+            note(PROCESSOR)
+            facts = {"ids": ids, "iterations": iterations, "anchors": anchors}
+            place = {"origin": origin, "core": core, "spatial_mask": spatial_mask}
+            return cpu.diffusion_round(labels, fields, **facts, **place, **how)  # type: ignore[arg-type]
+        middle = (first + end) // 2
+        low, high = half(first, middle), half(middle, end)
+        made = [np.concatenate(two, axis=axis) for two in zip(low[0], high[0], strict=True)]
+        return made, np.concatenate((low[1], high[1]), axis=axis + 1)
+
+    return whole_or(parts, whole)
