@@ -58,3 +58,14 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> D
         return find_device()
     except BackendUnavailable as error:
         pytest.skip(str(error))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say on how many devices the kernels of a GPU ran."""
+    passed = [report.nodeid for report in terminalreporter.getreports("passed")]
+    real = sum("[cuda" in name for name in passed)
+    host = sum("[host" in name for name in passed)
+    if real or host:
+        devices = int(real > 0)
+        text = f"GPU: {real} tests on {devices} real device{'s' * (devices != 1)}"
+        terminalreporter.write_line(f"{text}, {host} on the host device")

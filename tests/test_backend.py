@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from click.testing import CliRunner
 import topo_dask
 from topo_dask.cli import main
 from topo_dask.config import FlowSettings, SegmentSettings
-from topo_dask.errors import BackendUnavailable, InvalidArgument
+from topo_dask.errors import BackendUnavailable, InvalidArgument, TightMemory
 from topo_dask.kernels.backends import device_for
 from topo_dask.kernels.computed import noting
 from topo_dask.run.cluster_options import ClusterOptions
@@ -170,3 +171,32 @@ def test_result_and_record_say_what_computed(tmp_path: Path) -> None:
     stages = {s["stage"]: s["computed_on"] for s in record["attempts"][-1]["stages"]}
     assert stages["track"] == {"processor": 4}
     assert stages["number"] == {}
+
+
+def test_plan_knows_the_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device just as large as the plan says computes nothing in parts; a smaller one does."""
+    shape = (40, 40, 40)
+    labels = np.ones(shape, np.uint16)
+    flow = np.zeros((3, *shape), np.float32)
+    monkeypatch.setenv("TOPO_DASK_GPU_DEVICE", "host")
+    jobs: dict[str, Any] = {
+        "segment": ((flow,), {"foreground": labels, "blocks": 40, "halo": 0, "min_size": 1}),
+        "flows": ((labels,), {"blocks": 40, "n_iter": 4, "context": 4}),
+    }
+    for job, (arguments, options) in jobs.items():
+        how = {**options, "cluster": "sync", "backend": "gpu"}
+        monkeypatch.delenv("TOPO_DASK_GPU_MEMORY", raising=False)
+        found = topo_dask.plan(job, *arguments, **how, sample=0)
+        assert found.device_bytes > 0
+        assert not found.problems
+        assert "host" in repr(found)
+        monkeypatch.setenv("TOPO_DASK_GPU_MEMORY", str(found.device_bytes))
+        with tempfile.TemporaryDirectory() as folder:
+            made = getattr(topo_dask, job)(*arguments, f"{folder}/whole", **how)
+            assert "in parts" not in made.details["computed on"]
+            monkeypatch.setenv("TOPO_DASK_GPU_MEMORY", str(found.device_bytes // 3))
+            tight = topo_dask.plan(job, *arguments, **how, sample=0)
+            assert re.search(r"in parts.*blocks=.*would fit", " ".join(tight.problems))
+            with pytest.warns(TightMemory, match="in parts"):
+                made = getattr(topo_dask, job)(*arguments, f"{folder}/parts", **how)
+            assert "in parts" in made.details["computed on"]

@@ -407,13 +407,16 @@ def test_gpu_workers_are_pinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(BackendUnavailable, match="CUDA_VISIBLE_DEVICES"):
         start("gpu")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    with start("gpu") as running:
+    with pytest.raises(InvalidArgument, match="device_memory"):
+        start("gpu", device_memory="most of it")
+    with start("gpu", device_memory="60%") as running:
         workers = running.client.scheduler_info()["workers"]
         assert len(workers) == 2
         for worker in workers.values():
             assert (worker["nthreads"], worker["resources"]) == (1, {"GPU": 1})
         seen = running.client.run(environment, "CUDA_VISIBLE_DEVICES")
         assert sorted(seen.values()) == ["0", "1"]
+        assert set(running.client.run(environment, "CUPY_GPU_MEMORY_LIMIT").values()) == {"60%"}
         assert running.client.scheduler.address.startswith("tcp://127.0.0.1:")
         task = running.client.submit(environment, "CUDA_VISIBLE_DEVICES", resources={"GPU": 1})
         assert task.result() in ("0", "1")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from topo_dask.config import RefineSettings, SegmentSettings
 from topo_dask.graph.cleanup import memory_of_errors
 from topo_dask.graph.contacts import CONTACT_BYTES, memory_of_contacts
+from topo_dask.graph.device import (
+    device_memory_of_cells,
+    device_memory_of_errors,
+    device_memory_of_tracking,
+)
 from topo_dask.graph.halo import halos_for, tried_blocks
 from topo_dask.graph.holes import memory_of_holes
 from topo_dask.graph.instances import INSTANCE_BYTES, VOXELS_PER_INSTANCE
@@ -230,14 +235,17 @@ class SegmentWork(StepsWork):
         ends = 24 * self.voxels + self.voxels // 8
         memory = peak(memory_of_tracking(self.block, read, size, leaving))
         files = 2 * blocks + (blocks if leaving else 0)
-        yield StagePlan("track", blocks, memory, flow + mask, ends + sent, files)
+        device = device_memory_of_tracking(self.block, read, size)
+        track = StagePlan("track", blocks, memory, flow + mask, ends + sent, files)
+        yield replace(track, device_bytes=device)
         if leaving:
             reach = self.settings.n_steps * self.settings.step_size
             rounds = max(1, round(reach / (width + min(self.grid.largest))))
             memory = peak(memory_of_advance(self.block, read, size, leaving))
             name = "track-2" if rounds == 1 else f"track-2..{rounds + 1}"
             both = rounds * (flow + sent), rounds * sent
-            yield StagePlan(name, rounds * blocks, memory, *both, rounds * blocks)
+            later = StagePlan(name, rounds * blocks, memory, *both, rounds * blocks)
+            yield replace(later, device_bytes=device)
 
     def _merge(self) -> Iterator[StagePlan]:
         blocks, voxels = len(self.grid), self.voxels
@@ -246,7 +254,8 @@ class SegmentWork(StepsWork):
         in_block, every = most_cells(self.block, radius), most_cells(voxels, radius)
         ends, index, table = 24 * voxels, 4 * voxels, CELL_BYTES * every
         memory = peak(memory_of_cells(self.block, away))
-        yield StagePlan("cells", blocks, memory, ends, index + ends + table, 2 * blocks)
+        cells = StagePlan("cells", blocks, memory, ends, index + ends + table, 2 * blocks)
+        yield replace(cells, device_bytes=device_memory_of_cells(self.block))
         memory = peak(3 * CELL_BYTES * in_block, voxels=False)
         yield StagePlan("own", blocks, memory, 2 * table, table, blocks)
         yield StagePlan("edges", blocks, memory, 2 * table, table // 4, blocks)
@@ -266,7 +275,9 @@ class SegmentWork(StepsWork):
     def _check(self) -> Iterator[StagePlan]:
         """Stages errors and check."""
         blocks, (memory, read) = len(self.grid), self._errors()
-        yield StagePlan("errors", blocks, memory, read, self._facts, blocks)
+        errors = StagePlan("errors", blocks, memory, read, self._facts, blocks)
+        device = device_memory_of_errors(self.block, self.inputs[0].itemsize)
+        yield replace(errors, device_bytes=device)
         yield from self._sums("errors")
         yield self._whole("check")
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from topo_dask.config import FlowSettings
 from topo_dask.graph.acceleration import explained
 from topo_dask.graph.context import FLOW_BYTES, STATE_BYTES, Choice, choose_context
+from topo_dask.graph.device import device_memory_of_flow
 from topo_dask.graph.flows import memory_of_flow
 from topo_dask.graph.instances import INSTANCE_BYTES, VOXELS_PER_INSTANCE, memory_of_facts
 from topo_dask.graph.targets import memory_of_foreground
@@ -197,7 +198,7 @@ class FlowsWork(InstancesWork):
         return largest_read(self.grid, width), all_read(self.grid, width)
 
     def _flows(self) -> StagePlan:
-        memory, read, count = 0, 0, len(self.settings)
+        memory, read, device, count = 0, 0, 0, len(self.settings)
         grown = max(self.overlap)
         core = math.prod(n + grown for n in self.grid.largest) if grown else self.block
         per_voxel = sum(v.itemsize for v in self.inputs)
@@ -211,10 +212,12 @@ class FlowsWork(InstancesWork):
             size = self.inputs[0].itemsize
             need = memory_of_flow(core, largest, size, settings, masked=self.masked)
             memory, read = max(memory, peak(need)), read + per_voxel * every
+            device = max(device, device_memory_of_flow(largest, settings))
         tiles = all_read(self.grid, -(-grown // 2)) if grown else self.voxels
         written = 3 * count * (4 if grown else self.itemsize) * tiles
         files = count * len(self.grid) if grown else self.output().files
-        return StagePlan("flows", count * len(self.grid), memory, read, written, files)
+        flows = StagePlan("flows", count * len(self.grid), memory, read, written, files)
+        return replace(flows, device_bytes=device)
 
     def _centres(self) -> Iterator[StagePlan]:
         """Stages centres and pointed."""
@@ -242,7 +245,8 @@ class FlowsWork(InstancesWork):
         written = (rounds - 1) * state * self.voxels + FLOW_BYTES * self.voxels
         name = f"round-1..{rounds}" if not self.reach else f"class-{number}-round-1..{rounds}"
         files = blocks * (fields * (rounds - 1) + 1)
-        yield StagePlan(name, rounds * blocks, memory, read, written, files)
+        made = StagePlan(name, rounds * blocks, memory, read, written, files)
+        yield replace(made, device_bytes=device_memory_of_flow(largest, settings))
 
     def _fuse(self) -> StagePlan:
         blocks = len(self.grid)

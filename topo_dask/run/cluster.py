@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, performance_report
 
 from topo_dask.errors import BackendUnavailable, InvalidArgument, TopoError
+from topo_dask.kernels.gpu.device import SHARE
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.run import batch
 from topo_dask.run.cluster_options import ClusterOptions, options_from
@@ -303,8 +304,12 @@ def visible_gpus() -> list[str]:
 
 
 def gpu_workers(options: ClusterOptions) -> SpecCluster:
-    """A worker process with one thread for each GPU, which sees no other; resource ``GPU``."""
+    """A worker process with one thread for each GPU, which sees no other; resource ``GPU``.
+
+    Its pool of device memory keeps what it has got, up to the share that is its own.
+    """
     gpus = visible_gpus()[: options.workers]
+    share = options.device_memory or "90%"
     shared: dict[str, Any] = {"nthreads": 1, "resources": {"GPU": 1}, "dashboard": False}
     if options.memory is not None:
         shared["memory_limit"] = options.memory
@@ -315,7 +320,7 @@ def gpu_workers(options: ClusterOptions) -> SpecCluster:
     workers = {
         f"gpu-{name}": {
             "cls": Nanny,
-            "options": {**shared, "env": {"CUDA_VISIBLE_DEVICES": name}},
+            "options": {**shared, "env": {"CUDA_VISIBLE_DEVICES": name, SHARE: share}},
         }
         for name in gpus
     }

@@ -44,6 +44,9 @@ class ClusterOptions:
     cores, processes, memory
         Of a job: cores, the processes that share them, memory in all ("32GB"). Of this machine:
         threads and memory of each process.
+    device_memory
+        With "gpu": what the memory pool of each worker may take of its card, as bytes or as a
+        part; the default is "90%".
     walltime
         Of a job, as D-HH:MM:SS, HH:MM:SS, seconds, or "2 h". Workers leave it before its end.
     lifetime
@@ -86,6 +89,7 @@ class ClusterOptions:
     cores: int | None = None
     processes: int | None = None
     memory: str | None = None
+    device_memory: str | None = None
     walltime: str | None = None
     lifetime: str = "auto"
     queue: str | None = None
@@ -141,6 +145,10 @@ class ClusterOptions:
         return self.system.startswith(SCHEMES)
 
     def _check_memory(self) -> None:
+        share = self.device_memory
+        if share is not None and not re.fullmatch(r"\d+|(\d{1,2}(\.\d+)?|100)%", str(share)):
+            allowed = "bytes as a whole number, or a part like 90%"
+            raise InvalidArgument("device_memory", repr(share), allowed, "Leave it out for 90%.")
         if self.memory is None:
             return
         try:
@@ -186,6 +194,7 @@ ONLY_FOR: dict[str, tuple[str, ...]] = {
     "workers": ("threads", "processes", "local", "gpu"),
     "memory": ("local", "gpu", *BATCH),
     "cores": ("local", *BATCH),
+    "device_memory": ("gpu",),
     "dashboard": ("local", "gpu", *BATCH),
     "interface": ("local", "gpu", *BATCH),
     "local_directory": ("local", "gpu", *BATCH),
@@ -307,7 +316,7 @@ def read_options(
 
 def _value(key: str, text: str) -> Any:
     """A value of the command line, read as YAML where that may be more than a text."""
-    if isinstance(DEFAULTS.get(key), str) or key in ("walltime", "memory"):
+    if isinstance(DEFAULTS.get(key), str) or key in ("walltime", "memory", "device_memory"):
         return text
     try:
         return yaml.safe_load(text)
