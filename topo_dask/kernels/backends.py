@@ -44,13 +44,13 @@ class Kernels:
 
 
 class DeviceKernels(Kernels):
-    """Those of a GPU, in parts where its memory is too small; what it lacks is the processor's.
-
-    The Poisson potential is: its cycles visit levels of all sizes, instance by instance.
-    """
+    """Those of a GPU, in parts where its memory is too small."""
 
     diffusion_flow = staticmethod(gpu.diffusion_flow)
     diffusion_round = staticmethod(split.diffusion_round)
+    poisson_flow = staticmethod(split.poisson_flow)
+    poisson_potential = staticmethod(split.poisson_potential)
+    flow_of_potential = staticmethod(split.flow_of_potential)
     direct_flow = staticmethod(split.direct_flow)
     flow_errors = staticmethod(split.flow_errors)
     interleave = staticmethod(split.interleave)

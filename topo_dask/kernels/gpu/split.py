@@ -10,7 +10,9 @@ The flow of diffusion alone is not here: it reads a context, which those know wh
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,11 @@ import numpy.typing as npt
 from topo_dask.kernels import cpu
 from topo_dask.kernels.computed import PROCESSOR, note, whole_or
 from topo_dask.kernels.cpu.labels import Integers
-from topo_dask.kernels.gpu import cells, diffusion, direct, tracking
+from topo_dask.kernels.gpu import cells, diffusion, direct, poisson, tracking
 from topo_dask.kernels.gpu.arrays import in_memory
 from topo_dask.kernels.tables import CellTable, ErrorTable, merge_cells, merge_errors
+
+Kernel = TypeVar("Kernel", bound=Callable[..., Any])
 
 FEWEST = 2048
 """Particles or voxels that are not worth a way to the device by themselves."""
@@ -28,6 +32,26 @@ FEWEST = 2048
 
 SHORTEST = 8
 """Longest side of a block of diffusing voxels that is not halved any more."""
+
+
+def _or_processor(on_device: Kernel, on_processor: Kernel) -> Kernel:
+    """A kernel of the device, or the processor's where that cannot be done in parts."""
+
+    @wraps(on_device)
+    def kernel(*arguments: Any, **options: Any) -> Any:
+        def elsewhere() -> Any:
+            note(PROCESSOR)
+            return on_processor(*arguments, **options)
+
+        return whole_or(elsewhere, lambda: on_device(*arguments, **options))
+
+    return cast(Kernel, kernel)
+
+
+# An instance is solved whole, whatever part of it is wanted.
+poisson_flow = _or_processor(poisson.poisson_flow, cpu.poisson_flow)
+poisson_potential = _or_processor(poisson.poisson_potential, cpu.poisson_potential)
+flow_of_potential = _or_processor(poisson.flow_of_potential, cpu.flow_of_potential)
 
 
 # ------------------------------------------------------------------------------------ tracking
