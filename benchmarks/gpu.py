@@ -163,6 +163,7 @@ class Kernel:
     few: tuple[int, int] = (0, 1)
     tolerance: float = 0.0
     else_bound: str = "launches and what is between them"
+    really: float | None = None  # bytes that this kernel moves, where these are more
 
 
 def flows(labels: Labels, n_iter: int) -> Iterator[Kernel]:
@@ -172,7 +173,7 @@ def flows(labels: Labels, n_iter: int) -> Iterator[Kernel]:
     place: dict[str, Any] = {"ids": facts.ids, "anchors": facts.lo}
     # Of the fields an iteration reads and writes each once, and what is linked to what. The kernel
     # moves 16 bytes more for coordinates: the indicator in float64, exact far from the origin.
-    for potential, fields in (("coordinate", 3 * 4), ("heat", 8)):
+    for potential, fields, beside in (("coordinate", 3 * 4, 8), ("heat", 8, 0)):
 
         def make(kernels: Any, n: int, potential: str = potential, threads: int = CORES) -> Any:
             iterations = np.full(len(facts.ids), n)
@@ -188,6 +189,7 @@ def flows(labels: Labels, n_iter: int) -> Iterator[Kernel]:
             items=labels.size * n_iter,
             item="voxel iterations",
             moved=2 * fields + 1,
+            really=2 * (fields + beside) + 1,
             operations=24.0 if potential == "coordinate" else 8.0,
             tolerance=TOLERANCE,
         )
@@ -406,9 +408,15 @@ def bound(kernel: Kernel, seconds: float, limits: Limits) -> tuple[float, float 
     arithmetic = None
     if limits.float64 is not None:
         arithmetic = kernel.items * kernel.operations / limits.float64 / seconds
-    if max(memory, arithmetic or 0) < 0.5:
-        return memory, arithmetic, kernel.else_bound
-    return memory, arithmetic, "memory" if memory >= (arithmetic or 0) else "float64 arithmetic"
+    moved = kernel.really or kernel.moved
+    all_memory = memory * moved / kernel.moved
+    if max(all_memory, arithmetic or 0) < 0.5:
+        by = kernel.else_bound
+    elif all_memory >= (arithmetic or 0):
+        by = f"memory, {all_memory:.0%} of a copy with the {moved:.3g} bytes that it moves"
+    else:
+        by = "float64 arithmetic"
+    return memory, arithmetic, by
 
 
 def shown(seconds: float | None) -> str:

@@ -145,6 +145,18 @@ def test_gpu_checks_everything_on_the_host_and_says_that_it_timed_no_gpu(
         )
 
 
+def test_gpu_says_what_bounds_a_kernel() -> None:
+    gpu = module("gpu")
+    limits = gpu.Limits(copy=100.0, up=1.0, down=1.0, float64=10.0, facts="")
+    facts = {"name": "", "processor": None, "call": None, "items": 10.0, "item": ""}
+    kernel = gpu.Kernel(**facts, moved=10.0, operations=1.0, really=20.0, else_bound="waiting")
+    assert gpu.bound(kernel, 10.0, limits)[:2] == (0.1, 0.1)
+    assert gpu.bound(kernel, 10.0, limits)[2] == "waiting"
+    assert gpu.bound(kernel, 2.0, limits)[2].startswith("memory, 100% of a copy with the 20 bytes")
+    kernel = gpu.Kernel(**facts, moved=1.0, operations=2.0)
+    assert gpu.bound(kernel, 2.0, limits)[2] == "float64 arithmetic"
+
+
 def test_gpu_says_when_an_answer_differs() -> None:
     difference = module("gpu").difference
     one = np.arange(3.0)
