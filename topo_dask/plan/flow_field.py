@@ -184,6 +184,10 @@ class SegmentWork(StepsWork):
         count = f"{most_components(self.grid, self.settings.convergence_radius):.2g}"
         why = "one task; as many as particles can end in apart from each other, often far fewer"
         yield Decision("union", f"of at most {count} parts of instances in blocks", why)
+        if self.settings.group == 2 or self.evidence:
+            each = f"{CONTACT_BYTES:g} and {PIECE_BYTES:g} bytes a voxel"
+            why = "one task each; labels of very many tiny contacts or pieces may take more"
+            yield Decision("tables", f"of contacts and pieces, taken as {each}", why)
         how = {
             1: "convex objects: tracking and clustering",
             2: "elongated objects: what touches and agrees is joined, what is apart is split",
