@@ -67,7 +67,7 @@ def test_short_tasks_go_in_bundles_and_each_is_run_once(client: Client, tmp_path
     bundles = []
     with open_engine(client) as engine:
         submit = client.submit
-        client.submit = lambda *a, **k: bundles.append(len(a[1])) or submit(*a, **k)  # type: ignore
+        client.submit = lambda *a, **k: bundles.append(len(pickle.loads(a[1]))) or submit(*a, **k)  # type: ignore
         found = Ledger(tmp_path).run(engine, "double", "m", double, Each(range(500), int))
         client.submit = submit  # type: ignore[method-assign]
     assert found == list(range(0, 1000, 2))
@@ -78,7 +78,7 @@ def test_short_tasks_go_in_bundles_and_each_is_run_once(client: Client, tmp_path
 
 
 def test_long_tasks_do_not() -> None:
-    outcomes, seconds = Bundle(nap)([BUNDLE_S * 1.1] * 5)
+    outcomes, seconds = Bundle(nap)(pickle.dumps([BUNDLE_S * 1.1] * 5))
     assert len(outcomes) == 1
     assert seconds > BUNDLE_S
 
