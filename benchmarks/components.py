@@ -67,20 +67,24 @@ def label(side: str, mask: Path, out: Path) -> None:
     source = open_array(mask, argument="mask", axes=(3,))
     chunks = tuple(min(CHUNK, n) for n in source.shape)
     target = create_array(out, source.shape, chunks, np.int32)
+    volume = da.from_array(source, chunks=chunks, name=False)
     if side == SCIKIT_IMAGE:
         from skimage.measure import label as whole
 
         began = time.perf_counter()
         target[...] = whole(source[...], connectivity=1)
     else:
-        from dask_image.ndmeasure import label as by_blocks
+        if side == OURS:
+            from topo_dask import split_disconnected
 
-        from topo_dask import split_disconnected
+            split_disconnected(da.ones((2, 2, 4), chunks=2, dtype="uint8"), 0).compute()  # compile
+            began = time.perf_counter()
+            made = split_disconnected(volume, 0)
+        else:
+            from dask_image.ndmeasure import label as by_blocks
 
-        split_disconnected(da.ones((2, 2, 4), chunks=2, dtype="uint8"), 0).compute()  # compile
-        began = time.perf_counter()
-        volume = da.from_array(source, chunks=chunks, name=False)
-        made = split_disconnected(volume, 0) if side == OURS else by_blocks(volume)[0]
+            began = time.perf_counter()
+            made = by_blocks(volume)[0]
         with dask.config.set(scheduler="threads"):
             da.store(made.astype(np.int32), target, lock=False)
     print(time.perf_counter() - began)
