@@ -41,6 +41,7 @@ CALLS: dict[str, Any] = {
     "postprocess_single": ((LABELS, FLOW), {}),
     "run_instance_segmentation": (((LABELS[None] > 0) * 1.0, FLOW, ["nuc"]), {"resolution_nm": 8}),
     "remove_bad_flow_masks": ((LABELS, FLOW), {}),
+    "map_tiles": ((np.negative, LABELS, (4, 4, 4), 1), {}),
 }
 RUNS: dict[str, Any] = {
     "flows": ((LABELS,), {}),

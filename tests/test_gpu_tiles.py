@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
-from topo_dask import fuse_mosaic
+from topo_dask import fuse_mosaic, map_tiles
 from topo_dask.errors import TightMemory
 from topo_dask.kernels import cpu, gpu, resample
 from topo_dask.kernels.cpu import tiles as cpu_tiles
@@ -326,4 +326,58 @@ def test_blocks_of_a_mosaic_that_do_not_fit_are_made_of_halves(
     ):
         made = fuse_mosaic(tiles, matrices, output=tmp_path / "a.zarr", **options, backend="gpu")
     same_bits(made.array[...], expected.compute(scheduler="sync"))
+    assert "in parts" in repr(made)
+
+
+# ------------------------------------------------------------------------------ tiles of models
+
+
+def image_of_two(dtype: str) -> np.ndarray:
+    values = np.random.default_rng(3).normal(scale=60, size=(2, 7, 22, 26))
+    return np.abs(values).astype(dtype)
+
+
+@pytest.mark.parametrize(
+    ("blend", "dtype", "boxes"),
+    [
+        ("cosine", "uint8", None),
+        ("mean", "float16", [((0, 0, 0), (2, 9, 9)), ((4, 12, 15), (7, 20, 26))]),
+        ("nearest", "uint64", None),
+    ],
+)
+def test_tiles_of_a_model_are_blended_as_by_the_cpu(
+    device: Device, blend: str, dtype: str, boxes: Any, tmp_path: Path
+) -> None:
+    image = image_of_two(dtype)
+    tiles: Any = {"tile": (4, 9, 10), "overlap": (1, 3, 4), "blend": blend, "boxes": boxes}
+    tiles |= {"blocks": (4, 16, 16), "channels": 2, "dtype": dtype}
+    expected = map_tiles(np.square, image, **tiles, backend="cpu")
+    where: Any = {"output": tmp_path / "a.zarr", "cluster": "sync"}
+    made = map_tiles(np.square, image, **tiles, **where, backend="gpu")
+    same_bits(made.array[...], expected)
+    assert f"{device.name} (8 tasks)" in repr(made)
+    again = map_tiles(np.square, image, **tiles, **where, backend="cpu", resume=True)
+    assert again.seconds < 1  # it was there already: the same run, whatever blends
+    assert "computed on" not in repr(again)
+
+
+@pytest.mark.parametrize(("blend", "normalise"), [("cosine", True), ("max", False)])
+def test_blocks_of_tiles_that_do_not_fit_are_made_of_halves(
+    device: Device, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, blend: str, normalise: bool
+) -> None:
+    if device.xp is not np:
+        pytest.skip("only the host's memory can be made small")
+    image = np.concatenate([image_of_two("float32")] * 3, axis=-1)
+    tiles: Any = {"tile": (4, 9, 10), "overlap": (1, 3, 4), "blend": blend, "normalise": normalise}
+    tiles |= {"blocks": (7, 22, 78), "channels": 2, "dtype": "float32"}
+    expected = map_tiles(np.negative, image, **tiles, backend="cpu")
+    monkeypatch.setenv(MEMORY, "100000")
+    where: Any = {"output": tmp_path / "a.zarr", "cluster": "sync"}
+    with (
+        pytest.warns(TightMemory, match="tiles may need"),
+        pytest.warns(TightMemory, match="1 of 1 tasks, which were computed in parts"),
+    ):
+        made = map_tiles(np.negative, image, **tiles, **where, backend="gpu")
+    same_bits(made.array[...], expected)
+    assert device.name in repr(made)
     assert "in parts" in repr(made)

@@ -472,7 +472,7 @@ def fuse(**options: Any) -> None:
 @click.option("--box", "boxes", type=POINTS, multiple=True, help="Area of interest: first;end.")
 @click.option("--polygon", type=POINTS, help="Area of interest: corners y,x;y,x;y,x.")
 @click.option("--skip-empty", is_flag=True, help="Leave out tiles of which no chunk is on disk.")
-@partial(run_options, computes=False)
+@run_options
 def map_tiles(
     model: str, image: str, output: str, skip_empty: bool, boxes: Any, **options: Any
 ) -> None:

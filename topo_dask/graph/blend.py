@@ -6,7 +6,7 @@ import math
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import dask.array as da
@@ -14,19 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from dask.delayed import delayed
 
+from topo_dask.config import BACKENDS, choice
 from topo_dask.errors import InvalidArgument, InvalidType, TaskFailed
 from topo_dask.graph.blocks import Source, assemble
 from topo_dask.graph.fuse import unit_vectors
+from topo_dask.graph.parts import made_of_halves
 from topo_dask.graph.stitch import numbered
 from topo_dask.graph.tiles import TileGrid, TilePlan, Touching
 from topo_dask.grid import Region, as_lengths
-from topo_dask.kernels.cpu.tiles import (
-    add_next_tile,
-    add_tile,
-    keep_largest,
-    keep_nearest,
-    rounded,
-)
+from topo_dask.kernels.backends import DeviceKernels, Kernels, kernels_for
 
 Array = npt.NDArray[Any]
 Read = Callable[[Region], Array]
@@ -64,6 +60,9 @@ class TileSettings:
         Of the result.
     ids
         "keep" what the model returns, or keep the ids of tiles "apart", see `ids_apart`.
+    backend
+        What blends, see `topo_dask.kernels.backends`; the model runs where it runs. It changes no
+        byte of the result, so it counts neither where settings are compared nor in fingerprints.
     """
 
     blend: str = "cosine"
@@ -74,8 +73,10 @@ class TileSettings:
     channels: int | None = None
     dtype: str | None = None
     ids: str = "keep"
+    backend: str = field(default="auto", compare=False)
 
     def __post_init__(self) -> None:
+        choice("backend", self.backend, BACKENDS)
         for name, allowed in (("blend", TILE_BLENDS), ("beyond", BEYOND), ("ids", IDS)):
             if getattr(self, name) not in allowed:
                 raise InvalidArgument(
@@ -450,12 +451,28 @@ def fuse_parts(plan: TilePlan, block: int, parts: Parts, settings: TileSettings)
 
     Returns
     -------
-    ``[*channels, *block shape]``; 0 where no tile lies.
+    ``[*channels, *block shape]``; 0 where no tile lies. Blocks that a GPU's memory does not hold
+    are made of halves.
     """
-    region, touching = plan.blocks.region(block), plan.touching(block)
-    channels, axes = settings.channels or 1, len(region.shape)
-    missing = 3 - axes
-    blender = _Blender((channels, *(1,) * missing, *region.shape), settings, plan)
+
+    def fused(window: Region, backend: str) -> Array:
+        blender = _Blender(window.shape, settings, plan, kernels_for(backend))
+        for values, there, inside in _pieces(plan, block, parts, window, settings.channels or 1):
+            blender.add(values, there, inside)
+        return blender.finish().reshape(*settings.leading, *window.shape)
+
+    return made_of_halves(plan.blocks.region(block), fused, settings.backend)
+
+
+Piece = tuple[Array, tuple[slice, ...], list[tuple[int, slice]]]
+"""Values ``[C,Z,Y,X]``, where they lie in a window, and along each axis in which tile and where."""
+
+
+def _pieces(
+    plan: TilePlan, block: int, parts: Parts, window: Region, channels: int
+) -> Iterator[Piece]:
+    """What the parts that lie in a block give to a window of it, in the order of the tiles."""
+    touching, missing = plan.touching(block), 3 - len(window.shape)
     starts = [s.tolist() for s in plan.tiles.starts]
     ends = dict.fromkeys(parts, 0)
     rows = zip(
@@ -466,16 +483,19 @@ def fuse_parts(plan: TilePlan, block: int, parts: Parts, settings: TileSettings)
         strict=True,
     )
     for owner, index, start, stop in rows:
-        shape, there, inside = [1] * missing, [slice(0, 1)] * missing, []
-        for i, a, b, first, o in zip(index, start, stop, starts, region.start, strict=True):
-            shape.append(b - a)
-            there.append(slice(a - o, b - o))
-            inside.append((i, slice(a - first[i], b - first[i])))
+        shape = [1] * missing + [b - a for a, b in zip(start, stop, strict=True)]
         begin = ends[owner]
         ends[owner] = begin + channels * math.prod(shape)
-        values = parts[owner][begin : ends[owner]].reshape(channels, *shape)
-        blender.add(values, (slice(None), *there), inside)
-    return blender.finish().reshape(*settings.leading, *region.shape)
+        there, cut, inside = [slice(0, 1)] * missing, [slice(None)] * (1 + missing), []
+        limits = zip(index, start, stop, starts, window.start, window.stop, strict=True)
+        for i, a, b, first, low, high in limits:
+            one, end = max(a, low), min(b, high)
+            there.append(slice(one - low, end - low))
+            cut.append(slice(one - a, end - a))
+            inside.append((i, slice(one - first[i], end - first[i])))
+        if all(place.start < place.stop for place in there):
+            values = parts[owner][begin : ends[owner]].reshape(channels, *shape)
+            yield values[tuple(cut)], (slice(None), *there), inside
 
 
 _held = threading.local()
@@ -493,10 +513,14 @@ def _scratch(dtype: np.dtype[Any], size: int) -> npt.NDArray[Any]:
 
 
 class _Blender:
-    """Adds the parts of tiles into one block."""
+    """Adds the parts of tiles into one block, which stays where the kernels compute."""
 
-    def __init__(self, shape: tuple[int, ...], settings: TileSettings, plan: TilePlan) -> None:
+    def __init__(
+        self, size: tuple[int, ...], settings: TileSettings, plan: TilePlan, kernels: Kernels
+    ) -> None:
         assert settings.dtype is not None
+        self.kernels = kernels
+        shape = (settings.channels or 1, *(1,) * (3 - len(size)), *size)
         self.settings, self.dtype = settings, np.dtype(settings.dtype)
         self.blend, self.kept = settings.blend, settings.blend in ("max", "nearest")
         self.everything, axes = plan.tiles.everything, len(plan.tiles.shape)
@@ -508,36 +532,39 @@ class _Blender:
         # numba knows no float16.
         self.working = np.dtype({"e": "float32", "?": "uint8"}.get(self.dtype.char, self.dtype))
         if self.kept:
-            self.total: Array = np.zeros(shape, dtype=self.working)
-            self.state: Array = np.zeros(shape[1:], dtype=bool)
+            self.total: Any = kernels.zeros(shape, dtype=self.working)
+            self.state: Any = kernels.zeros(shape[1:], dtype=np.int64 if nearest else bool)
             if nearest:
-                self.state = np.full(shape[1:], np.iinfo(np.int64).max)
+                self.state[...] = np.iinfo(np.int64).max
             return
         # float32 holds all values of small types, and their means to half a unit.
         small = self.dtype.itemsize <= 2
         sums = np.dtype(np.float32 if small else np.float64)
-        self.total = _scratch(sums, math.prod(shape)).reshape(shape)
+        if isinstance(kernels, DeviceKernels):
+            self.total = kernels.zeros(shape, dtype=sums)
+        else:
+            self.total = _scratch(sums, math.prod(shape)).reshape(shape)
         if self.everything:
             self.before = plan.before(self.blend)
         else:
             self.total[...] = 0
-            self.state = np.zeros(shape[1:])
+            self.state = kernels.zeros(shape[1:])
 
     def add(self, values: Array, there: tuple[slice, ...], inside: list[tuple[int, slice]]) -> None:
         """Add a part, which lies ``there`` in the block and ``inside`` its tile (number, part)."""
-        values = values.astype(self.working, copy=False)
-        total = self.total[there]
+        kernels, total = self.kernels, self.total[there]
+        values = kernels.there(values.astype(self.working, copy=False))
         if self.blend == "max":
-            keep_largest(total, self.state[there[1:]], values)
+            kernels.keep_largest(total, self.state[there[1:]], values)
             return
         along = self._three(self.along, self.missing[0], inside)
         if self.blend == "nearest":
-            keep_nearest(total, self.state[there[1:]], values, along)
+            kernels.keep_nearest(total, self.state[there[1:]], values, along)
         elif self.everything:
             before = self._three(self.before, self.missing[1], inside)
-            add_next_tile(total, values, along, before)
+            kernels.add_next_tile(total, values, along, before)
         else:
-            add_tile(total, self.state[there[1:]], values, along)
+            kernels.add_tile(total, self.state[there[1:]], values, along)
 
     @staticmethod
     def _three(
@@ -547,13 +574,14 @@ class _Blender:
         return three[0], three[1], three[2]
 
     def finish(self) -> Array:
-        """The block in the result's dtype."""
+        """The block in the result's dtype, in memory."""
+        whole = not self.kept and self.dtype.kind in "iub"
+        made = self.kernels.rounded(self.total, self.working) if whole else self.total
+        total: Array = self.kernels.in_memory(made)
         if self.settings.normalise:
-            vectors = self.total.astype(np.float64, copy=False)
+            vectors = total.astype(np.float64, copy=False)
             return unit_vectors(vectors).astype(self.dtype, copy=False)
-        if not self.kept and self.dtype.kind in "iub":
-            return rounded(self.total, self.working).view(self.dtype)
-        return self.total.astype(self.dtype)
+        return total.view(self.dtype) if whole else total.astype(self.dtype)
 
 
 def memory_of_tiles(voxels: Sequence[int], channels: int, itemsize: int) -> int:
@@ -570,6 +598,11 @@ def memory_of_tiles(voxels: Sequence[int], channels: int, itemsize: int) -> int:
     own, tile, parts, block = voxels
     kept = itemsize * (own + parts + 2 * block)
     return channels * (kept + 3 * max(itemsize, 4) * tile + 8 * block) + 16 * block
+
+
+def device_memory_of_tiles(block: int, part: int, channels: int, itemsize: int) -> int:
+    """The same of a GPU: sums, weights, the result, and what one tile gives to the block."""
+    return channels * ((8 + itemsize) * block + max(itemsize, 4) * part) + 8 * block
 
 
 def probed(settings: TileSettings, values: Array, axes: int) -> TileSettings:

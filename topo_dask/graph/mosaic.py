@@ -17,12 +17,12 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from topo_dask.config import BACKENDS, choice
-from topo_dask.errors import DeviceMemoryError, InvalidArgument, InvalidData, InvalidType
+from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 from topo_dask.graph.alive import fast_to_slow, spans
 from topo_dask.graph.blocks import Source, assemble
+from topo_dask.graph.parts import made_of_halves
 from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels.backends import Kernels, kernels_for
-from topo_dask.kernels.computed import note_in_parts
 from topo_dask.kernels.cpu.blend import axis_weight
 from topo_dask.kernels.resample import (
     BLENDS,
@@ -36,9 +36,6 @@ from topo_dask.kernels.resample import (
 
 SINGULAR = 1e-12
 """A linear part is singular if its smallest singular value is below this share of its largest."""
-
-FEWEST = 4096
-"""Voxels of a block that a GPU's memory holds, or what a tile gives to it is too much for it."""
 
 MAX_LISTED = 20
 AT_INFINITY = "which moves a part of its tile to infinity"
@@ -697,24 +694,11 @@ def fuse_block(
     """
     placed, voxels = list(tiles), list(sources)
     how: dict[str, Any] = {"channels": channels, "common": common, "dtype": dtype}
-    try:
-        return _fuse_whole(region, placed, voxels, settings=settings, **how)
-    except DeviceMemoryError:
-        note_in_parts()
-    if region.size <= FEWEST:
-        return fuse_block(region, placed, voxels, settings=replace(settings, backend="cpu"), **how)
-    halves, axis = _halves(region)
-    made = [fuse_block(half, placed, voxels, settings=settings, **how) for half in halves]
-    return np.concatenate(made, axis=axis + bool(channels))
 
+    def fused(part: Region, backend: str) -> npt.NDArray[Any]:
+        return _fuse_whole(part, placed, voxels, settings=replace(settings, backend=backend), **how)
 
-def _halves(region: Region) -> tuple[list[Region], int]:
-    """Two halves of a region, and the axis along which they follow each other."""
-    axis = int(np.argmax(region.shape))
-    middle = (region.start[axis] + region.stop[axis]) // 2
-    stop = (*region.stop[:axis], middle, *region.stop[axis + 1 :])
-    start = (*region.start[:axis], middle, *region.start[axis + 1 :])
-    return [Region(region.start, stop), Region(start, region.stop)], axis
+    return made_of_halves(region, fused, settings.backend)
 
 
 def _fuse_whole(

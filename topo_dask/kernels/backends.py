@@ -15,8 +15,10 @@ import numpy as np
 from topo_dask.errors import BackendUnavailable
 from topo_dask.kernels import cpu, gpu, resample
 from topo_dask.kernels.computed import PROCESSOR, Computed, note
+from topo_dask.kernels.cpu import tiles
 from topo_dask.kernels.gpu import arrays, split
 from topo_dask.kernels.gpu import resample as gpu_resample
+from topo_dask.kernels.gpu import tiles as gpu_tiles
 from topo_dask.kernels.gpu.device import Device, find_device, host_is_wanted
 
 
@@ -37,6 +39,11 @@ class Kernels:
     cell_table = staticmethod(cpu.cell_table)
     spline_coefficients = staticmethod(resample.spline_coefficients)
     accumulate = staticmethod(resample.accumulate)
+    add_tile = staticmethod(tiles.add_tile)
+    add_next_tile = staticmethod(tiles.add_next_tile)
+    keep_largest = staticmethod(tiles.keep_largest)
+    keep_nearest = staticmethod(tiles.keep_nearest)
+    rounded = staticmethod(tiles.rounded)
     # Arrays that stay where it is computed while several kernels work on them.
     zeros: Callable[..., Any] = staticmethod(np.zeros)
     there: Callable[..., Any] = staticmethod(np.ascontiguousarray)
@@ -59,6 +66,11 @@ class DeviceKernels(Kernels):
     cell_table = staticmethod(split.cell_table)
     spline_coefficients = staticmethod(gpu_resample.spline_coefficients)
     accumulate = staticmethod(gpu_resample.accumulate)
+    add_tile = staticmethod(gpu_tiles.add_tile)
+    add_next_tile = staticmethod(gpu_tiles.add_next_tile)
+    keep_largest = staticmethod(gpu_tiles.keep_largest)
+    keep_nearest = staticmethod(gpu_tiles.keep_nearest)
+    rounded = staticmethod(gpu_tiles.rounded)
     zeros = staticmethod(arrays.zeros)
     there = staticmethod(arrays.there)
     in_memory = staticmethod(arrays.in_memory)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from topo_dask.graph.blend import memory_of_tiles
+from topo_dask.graph.blend import device_memory_of_tiles, memory_of_tiles
 from topo_dask.graph.mosaic import device_memory_of_mosaic, memory_of_mosaic
 from topo_dask.graph.tiles import TileGrid, TilePlan, tile_blocks
 from topo_dask.grid import BlockGrid
@@ -30,6 +30,8 @@ class TilesWork(Work):
         Of the result, if it is declared.
     chosen
         Whether the blocks are the user's; else they follow from the workers.
+    backend
+        What is to blend.
     """
 
     tiles: TileGrid
@@ -39,6 +41,7 @@ class TilesWork(Work):
     itemsize: int | None = None
     chosen: bool = False
     zarr_format: int = 3
+    backend: str = ""
 
     @property
     def _leading(self) -> int:
@@ -105,7 +108,10 @@ class TilesWork(Work):
         handed = round(share * (self._overlapping - 1) * self.voxels) * values
         written = values * self.voxels + handed
         files = self.output().files + 2 * len(self.grid)
-        yield StagePlan("tiles", len(self.grid), memory, read + handed, written, files)
+        part = min(tile, self.block)
+        device = device_memory_of_tiles(self.block, part, self._leading, self._size)
+        sizes = read + handed, written, files
+        yield StagePlan("tiles", len(self.grid), memory, *sizes, device_bytes=device)
 
     def output(self) -> Space:
         """See `Work`."""

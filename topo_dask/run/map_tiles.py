@@ -34,6 +34,7 @@ from topo_dask.graph.blend import (
 )
 from topo_dask.graph.tiles import CHUNK, TileGrid, TilePlan, tile_blocks, tile_chunks, tile_grid
 from topo_dask.grid import BlockGrid, Region, as_lengths
+from topo_dask.kernels.backends import device_for
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.plan.tiles import TilesWork
 from topo_dask.run.execute import WINDOW, Engine, Order
@@ -349,6 +350,7 @@ def map_tiles(
     progress: bool | None = None,
     zarr_format: int = 3,
     ignore_memory: bool = False,
+    backend: str = "auto",
 ) -> Any:
     """Apply a model to overlapping tiles of an image and blend what it gives.
 
@@ -408,6 +410,9 @@ def map_tiles(
         Shape of the blocks of the output, one task each; chosen by itself.
     work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
         See `RunOptions`.
+    backend
+        What blends, see `RunOptions`; the result is the same to the bit. The model runs where it
+        runs by itself.
 
     Returns
     -------
@@ -427,11 +432,12 @@ def map_tiles(
     True
     """
     options = RunOptions(
-        None, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
+        None, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
     )
     function = load_model(model)
     kind = None if dtype is None else str(np.dtype(dtype))
-    settings = TileSettings(blend, normalise, batch, pass_origin, beyond, channels, kind, ids)
+    how = normalise, batch, pass_origin, beyond, channels, kind, ids, options.backend
+    settings = TileSettings(blend, *how)
     if channels is not None and dtype is None and ids == "keep":
         raise InvalidArgument(
             "dtype", "None, with channels given", "both or none", "Declare dtype= too."
@@ -480,6 +486,8 @@ class _Work:
                 "Name the zarr array to make, e.g. output='result.zarr'.",
             )
         settings, known = self.settings, {}
+        if isinstance(self.image, np.ndarray):
+            device_for(settings.backend)  # where there is none, no tile is computed
         if settings.dtype is None and self.tiles.computed:
             first = int(np.flatnonzero(self.tiles.selected)[0])
             ((_, values),) = apply_model(self.model, self.tiles, [first], self._read, settings)
@@ -525,6 +533,7 @@ class _Work:
             itemsize=None if kind is None else np.dtype(kind).itemsize,
             chosen=self.blocks is not None,
             zarr_format=self.options.zarr_format,
+            backend=self.options.backend,
         )
 
     def on_disk(self, output: Any) -> RunResult:
@@ -557,7 +566,7 @@ class _Work:
                 "alive, planned": plan.alive(ahead=ahead),
                 "alive, measured": measured,
                 "speed": speed(int(np.prod(self.tiles.shape)), seconds),
-                "ran on": run.engine.name,
+                **run.where,
             }
             array = place.publish(
                 geometry=geometry_of(self.image), attributes={"fingerprint": mark}
