@@ -41,6 +41,9 @@ CALLS: dict[str, Any] = {
     "postprocess_single": ((LABELS, FLOW), {}),
     "run_instance_segmentation": (((LABELS[None] > 0) * 1.0, FLOW, ["nuc"]), {"resolution_nm": 8}),
     "remove_bad_flow_masks": ((LABELS, FLOW), {}),
+    "stitch_volumes": (((4,), [(slice(0, 4),)], [np.ones(4)]), {}),
+    "stitch_flows": (((4,), [(slice(0, 4),)], [np.ones((3, 4))]), {}),
+    "stitch_labels": (((4,), [(slice(0, 4),)], [np.ones(4, int)]), {}),
     "map_tiles": ((np.negative, LABELS, (4, 4, 4), 1), {}),
 }
 RUNS: dict[str, Any] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -12,9 +13,17 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy import ndimage
 
-from topo_dask import fuse_mosaic, map_tiles
+from topo_dask import (
+    compute_subcrop_slices,
+    fuse_mosaic,
+    map_tiles,
+    stitch_flows,
+    stitch_labels,
+    stitch_volumes,
+)
 from topo_dask.errors import TightMemory
 from topo_dask.kernels import cpu, gpu, resample
+from topo_dask.kernels.computed import noting
 from topo_dask.kernels.cpu import tiles as cpu_tiles
 from topo_dask.kernels.cpu.blend import axis_weight
 from topo_dask.kernels.gpu import Device
@@ -142,6 +151,7 @@ def test_largest_and_nearest(device: Device, dtype: str, case: Any) -> None:
     shape, places, rng = case
     largest, nearest = np.zeros((2, *shape), dtype), np.zeros((2, *shape), dtype)
     seen, distance = np.zeros((2, *shape[1:]), bool), np.full((2, *shape[1:]), 99)
+    chosen, heaviest = np.zeros((2, *shape), dtype), np.zeros((2, *shape[1:]))
     for place in places:
         values = values_of(rng, shape, dtype)[place]
         flags, away = seen[0][place[1:]], distance[0][place[1:]]
@@ -154,7 +164,12 @@ def test_largest_and_nearest(device: Device, dtype: str, case: Any) -> None:
         nearest[0][place][:, nearer], away[nearer] = values[:, nearer], here[nearer]
         gpu_tiles.keep_largest(largest[1][place], seen[1][place[1:]], values)
         gpu_tiles.keep_nearest(nearest[1][place], distance[1][place[1:]], values, (z, y, x))
-    for one, other in (largest, nearest, seen, distance):
+        along, heavy = along_of(rng, values.shape[1:]), heaviest[0][place[1:]]
+        weight = along[0][:, None, None] * along[1][:, None] * along[2]
+        higher = weight > heavy
+        chosen[0][place][:, higher], heavy[higher] = values[:, higher], weight[higher]
+        gpu_tiles.keep_heaviest(chosen[1][place], heaviest[1][place[1:]], values, along)
+    for one, other in (largest, nearest, chosen, seen, distance, heaviest):
         same_bits(other, one)
 
 
@@ -381,3 +396,28 @@ def test_blocks_of_tiles_that_do_not_fit_are_made_of_halves(
     same_bits(made.array[...], expected)
     assert device.name in repr(made)
     assert "in parts" in repr(made)
+
+
+@pytest.mark.parametrize(
+    ("stitch", "dtype"), [(stitch_volumes, "f4"), (stitch_flows, "f2"), (stitch_labels, "i4")]
+)
+def test_stitched_tiles_are_those_of_the_cpu(
+    device: Device, monkeypatch: pytest.MonkeyPatch, stitch: Any, dtype: str
+) -> None:
+    rng, shape = np.random.default_rng(5), (9, 30, 34)
+    places = compute_subcrop_slices(shape, (6, 16, 15), (2, 5, 4))
+    lengths = [tuple(s.stop - s.start for s in place) for place in places]
+    arrays = [rng.integers(0, 9, (3, *n)).astype(dtype) for n in lengths]
+    expected = stitch(shape, places, arrays, backend="cpu")
+    lazy = [da.from_array(a, chunks=8) for a in arrays]
+    with noting() as computed:
+        same_bits(stitch(shape, places, arrays, backend="gpu"), expected)
+        same_bits(stitch(shape, places, lazy, backend="gpu").compute(scheduler="sync"), expected)
+    assert computed.where == {device.name}
+    assert not computed.in_parts
+    if device.xp is np:  # whose memory can be made small
+        monkeypatch.setenv(MEMORY, "350000")
+        with noting() as computed:
+            same_bits(stitch(shape, places, arrays, backend="gpu"), expected)
+        assert computed.where == {device.name}
+        assert computed.in_parts

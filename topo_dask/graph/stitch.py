@@ -7,7 +7,7 @@ Tiles are added in the order of their places, so the order in which they come do
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import dask.array as da
@@ -15,19 +15,21 @@ import numpy as np
 import numpy.typing as npt
 from dask.delayed import delayed
 
+from topo_dask.config import BACKENDS, choice
 from topo_dask.errors import InvalidArgument, InvalidType
 from topo_dask.graph.blocks import Source, assemble
 from topo_dask.graph.check import check_array, check_not_negative
 from topo_dask.graph.fuse import Slices, Tapers, shape_of, tile_at, unit_vectors
+from topo_dask.graph.parts import made_of_halves
 from topo_dask.grid import BlockGrid, Region
+from topo_dask.kernels.backends import Kernels, device_for, kernels_for
 from topo_dask.kernels.cpu import compact
 from topo_dask.kernels.cpu.blend import axis_weight
-from topo_dask.kernels.cpu.tiles import add_tile
 
 Array = npt.NDArray[Any]
 Part = tuple[Region, Region, Tapers]
 """What of a tile lies in a block: that region, the tile, its tapers."""
-Blend = Callable[[Region, int | None, list[Part], list[Array]], Array]
+Blend = Callable[[Kernels, Region, int | None, list[Part], list[Array]], Array]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class _Tiles:
     regions: list[Region]
     arrays: list[Any]
     channels: int | None
+    backend: str
 
     @property
     def lazy(self) -> bool:
@@ -74,8 +77,10 @@ def _tiles(
     *,
     kinds: str,
     leading: Sequence[tuple[int, ...] | None],
+    backend: str,
 ) -> _Tiles:
     """Check tiles; ``leading`` are the allowed axes before the spatial ones, None for any one."""
+    choice("backend", backend, BACKENDS)
     shape = shape_of(volume_shape, "volume_shape")
     if len(shape) > 3:
         do = "Stitch time points or classes one by one."
@@ -107,12 +112,16 @@ def _tiles(
             raise InvalidType("arrays", f"tile {number} of dtype {array.dtype}", allowed, do)
     order = sorted(range(len(regions)), key=lambda n: (regions[n].start, regions[n].stop))
     held = [a if isinstance(a, da.Array) else np.asarray(a) for a in arrays]
-    return _Tiles(
+    tiles = _Tiles(
         shape,
         [regions[n] for n in order],
         [held[n] for n in order],
         expected[0] if expected else None,
+        backend,
     )
+    if not tiles.lazy:
+        device_for(backend)  # before any work, if there is none
+    return tiles
 
 
 def _stitch(tiles: _Tiles, blend: Blend, dtype: npt.DTypeLike) -> Any:
@@ -121,7 +130,7 @@ def _stitch(tiles: _Tiles, blend: Blend, dtype: npt.DTypeLike) -> Any:
     if not tiles.lazy:
         whole = Region((0,) * len(tiles.shape), tiles.shape)
         parts = [(r, r, t) for r, t in zip(tiles.regions, tapers, strict=True)]
-        return blend(whole, tiles.channels, parts, tiles.arrays)
+        return _block(blend, whole, tiles.channels, parts, tiles.arrays, tiles.backend)
     starts, stops = tiles.limits()
     grid = BlockGrid(tiles.shape, tuple(int(n) for n in (stops - starts).max(axis=0)))
     sources = [Source.of(a) if isinstance(a, da.Array) else a for a in tiles.arrays]
@@ -136,10 +145,33 @@ def _stitch(tiles: _Tiles, blend: Blend, dtype: npt.DTypeLike) -> Any:
             inside, source = c.relative_to(tiles.regions[n].start), sources[n]
             index: tuple[Any, ...] = (..., *inside.slices)
             pieces.append(source.read(inside) if isinstance(source, Source) else source[index])
-        blocks.append(
-            delayed(blend)(region, tiles.channels, delayed(parts, traverse=False), pieces)
-        )
+        held = delayed(parts, traverse=False)
+        block = delayed(_block)(blend, region, tiles.channels, held, pieces, tiles.backend)
+        blocks.append(block)
     return assemble(blocks, grid, dtype=dtype, leading=tiles.leading)
+
+
+def _block(
+    blend: Blend,
+    block: Region,
+    channels: int | None,
+    parts: list[Part],
+    arrays: list[Array],
+    backend: str,
+) -> Array:
+    """A block of tiles' parts, or halves of it where a GPU's memory does not hold it."""
+
+    def made(window: Region, backend: str) -> Array:
+        inside, values = [], []
+        for (part, tile, tapers), array in zip(parts, arrays, strict=True):
+            common = part.intersect(window)
+            if common.size:
+                inside.append((common, tile, tapers))
+                there: tuple[Any, ...] = (..., *common.relative_to(part.start).slices)
+                values.append(np.asarray(array)[there])
+        return blend(kernels_for(backend), window, channels, inside, values)
+
+    return made_of_halves(block, made, backend)
 
 
 def _three(values: tuple[int, ...], one: int) -> tuple[int, ...]:
@@ -163,52 +195,58 @@ def _place(part: Part, block: Region) -> tuple[slice, ...]:
 
 
 def _mean(
-    block: Region, channels: int | None, parts: list[Part], arrays: list[Array]
+    kernels: Kernels,
+    block: Region,
+    channels: int | None,
+    parts: list[Part],
+    arrays: list[Array],
 ) -> npt.NDArray[np.float64]:
     shape = (channels or 1, *_three(block.shape, 1))
-    mean, weights = np.zeros(shape), np.zeros(shape[1:])
+    mean, weights = kernels.zeros(shape), kernels.zeros(shape[1:])
     for part, array in zip(parts, arrays, strict=True):
         there = _place(part, block)
         size = _three(part[0].shape, 1)
-        values = np.asarray(array).reshape(channels or 1, *size)
+        values = array.reshape(channels or 1, *size)
         if values.dtype.char in "e?":  # which numba does not know
             values = values.astype(np.float32)
         view = mean[(slice(None), *there)]
         native = values.astype(values.dtype.newbyteorder("="), copy=False)
-        add_tile(view, weights[there], native, _along(part))
-    return mean.reshape(*(() if channels is None else (channels,)), *block.shape)
+        kernels.add_tile(view, weights[there], kernels.there(native), _along(part))
+    made: npt.NDArray[np.float64] = kernels.in_memory(mean)
+    return made.reshape(*(() if channels is None else (channels,)), *block.shape)
 
 
-def _blend_volume(
-    block: Region, channels: int | None, parts: list[Part], arrays: list[Array]
-) -> npt.NDArray[np.float32]:
-    return _mean(block, channels, parts, arrays).astype(np.float32)
+def _blend_volume(kernels: Kernels, block: Region, *given: Any) -> npt.NDArray[np.float32]:
+    return _mean(kernels, block, *given).astype(np.float32)
 
 
-def _blend_flow(
-    block: Region, channels: int | None, parts: list[Part], arrays: list[Array]
-) -> npt.NDArray[np.float32]:
-    return unit_vectors(_mean(block, channels, parts, arrays))
+def _blend_flow(kernels: Kernels, block: Region, *given: Any) -> npt.NDArray[np.float32]:
+    return unit_vectors(_mean(kernels, block, *given))
 
 
 def _heaviest(
-    block: Region, channels: int | None, parts: list[Part], arrays: list[Array]
+    kernels: Kernels,
+    block: Region,
+    channels: int | None,
+    parts: list[Part],
+    arrays: list[Array],
 ) -> npt.NDArray[np.uint64]:
     shape = (channels or 1, *_three(block.shape, 1))
-    labels, heaviest = np.zeros(shape, dtype=np.uint64), np.zeros(shape[1:])
+    labels, heaviest = kernels.zeros(shape, dtype=np.uint64), kernels.zeros(shape[1:])
     for part, array in zip(parts, arrays, strict=True):
         there = _place(part, block)
-        wz, wy, wx = _along(part)
-        weight = wz[:, None, None] * wy[:, None] * wx
-        wins = weight > heaviest[there]
-        np.copyto(heaviest[there], weight, where=wins)
-        values = array.reshape(channels or 1, *_three(part[0].shape, 1))
-        np.copyto(labels[(slice(None), *there)], values, where=wins)
-    return labels.reshape(*(() if channels is None else (channels,)), *block.shape)
+        values = kernels.there(array.reshape(channels or 1, *_three(part[0].shape, 1)))
+        kernels.keep_heaviest(labels[(slice(None), *there)], heaviest[there], values, _along(part))
+    made: npt.NDArray[np.uint64] = kernels.in_memory(labels)
+    return made.reshape(*(() if channels is None else (channels,)), *block.shape)
 
 
 def stitch_volumes(
-    volume_shape: Sequence[int], subcrop_slices: Sequence[Slices], arrays: Sequence[Any]
+    volume_shape: Sequence[int],
+    subcrop_slices: Sequence[Slices],
+    arrays: Sequence[Any],
+    *,
+    backend: str = "auto",
 ) -> Any:
     """Blend overlapping tiles into one volume with cosine weights.
 
@@ -220,6 +258,9 @@ def stitch_volumes(
         Where each tile lies, e.g. from `compute_subcrop_slices`; any layout, in any order.
     arrays
         The tiles ``[C, ...]`` or ``[...]``, NumPy or dask.
+    backend
+        What blends: "cpu", "gpu", or "auto", a GPU where there is one. The result is the same, to
+        the bit.
 
     Returns
     -------
@@ -230,6 +271,8 @@ def stitch_volumes(
     ------
     InvalidArgument, InvalidType
         Tiles and slices that do not fit.
+    BackendUnavailable
+        There is no GPU, with ``backend="gpu"``; for dask arrays while computing.
 
     Examples
     --------
@@ -238,18 +281,24 @@ def stitch_volumes(
     >>> stitch_volumes((6,), tiles, [np.ones((1, 4)), np.ones((1, 4))])
     array([[1., 1., 1., 1., 1., 1.]], dtype=float32)
     """
-    tiles = _tiles(volume_shape, subcrop_slices, arrays, kinds="biuf", leading=(None, ()))
+    tiles = _tiles(
+        volume_shape, subcrop_slices, arrays, kinds="biuf", leading=(None, ()), backend=backend
+    )
     return _stitch(tiles, _blend_volume, np.float32)
 
 
 def stitch_flows(
-    volume_shape: Sequence[int], subcrop_slices: Sequence[Slices], arrays: Sequence[Any]
+    volume_shape: Sequence[int],
+    subcrop_slices: Sequence[Slices],
+    arrays: Sequence[Any],
+    *,
+    backend: str = "auto",
 ) -> Any:
     """Blend overlapping tiles of flow, then scale to length 1 where the sum is not 0.
 
     Parameters
     ----------
-    volume_shape, subcrop_slices
+    volume_shape, subcrop_slices, backend
         See `stitch_volumes`.
     arrays
         The tiles ``[3, ...]``, NumPy or dask.
@@ -262,6 +311,8 @@ def stitch_flows(
     ------
     InvalidArgument, InvalidType
         Tiles and slices that do not fit.
+    BackendUnavailable
+        There is no GPU, with ``backend="gpu"``; for dask arrays while computing.
 
     Examples
     --------
@@ -270,12 +321,18 @@ def stitch_flows(
     >>> stitch_flows((6,), tiles, [np.full((3, 4), 0.5)] * 2)[0, 0].round(3)
     np.float32(0.577)
     """
-    tiles = _tiles(volume_shape, subcrop_slices, arrays, kinds="biuf", leading=((3,),))
+    tiles = _tiles(
+        volume_shape, subcrop_slices, arrays, kinds="biuf", leading=((3,),), backend=backend
+    )
     return _stitch(tiles, _blend_flow, np.float32)
 
 
 def stitch_labels(
-    volume_shape: Sequence[int], subcrop_slices: Sequence[Slices], arrays: Sequence[Any]
+    volume_shape: Sequence[int],
+    subcrop_slices: Sequence[Slices],
+    arrays: Sequence[Any],
+    *,
+    backend: str = "auto",
 ) -> Any:
     """Put overlapping tiles of labels together: the tile with the highest weight wins.
 
@@ -284,7 +341,7 @@ def stitch_labels(
 
     Parameters
     ----------
-    volume_shape, subcrop_slices
+    volume_shape, subcrop_slices, backend
         See `stitch_volumes`.
     arrays
         The tiles ``[...]``, or ``[C, ...]`` with labels of their own in each channel; any integer
@@ -298,6 +355,8 @@ def stitch_labels(
     ------
     InvalidArgument, InvalidType, InvalidData
         Tiles and slices that do not fit, negative labels.
+    BackendUnavailable
+        There is no GPU, with ``backend="gpu"``; for dask arrays while computing.
 
     Examples
     --------
@@ -306,12 +365,14 @@ def stitch_labels(
     >>> stitch_labels((6,), tiles, [np.array([0, 5, 5, 5]), np.array([5, 5, 5, 9])])
     array([0, 1, 1, 2, 2, 3], dtype=uint64)
     """
-    tiles = _tiles(volume_shape, subcrop_slices, arrays, kinds="iub", leading=((), None))
+    tiles = _tiles(
+        volume_shape, subcrop_slices, arrays, kinds="iub", leading=((), None), backend=backend
+    )
     if not tiles.lazy:
         local = [numbered(a, tiles.channels) for a in tiles.arrays]
         firsts = _firsts([counts for _, counts in local])
         named = [_named(found, firsts, row) for row, found in enumerate(local)]
-        return _stitch(_Tiles(tiles.shape, tiles.regions, named, tiles.channels), _heaviest, "u8")
+        return _stitch(replace(tiles, arrays=named), _heaviest, "u8")
     tasks = []
     for array in tiles.arrays:
         whole = Region((0,) * array.ndim, tuple(int(n) for n in array.shape))
@@ -322,7 +383,7 @@ def stitch_labels(
         da.from_delayed(delayed(_named)(task, firsts, row), a.shape, dtype="u8")
         for row, (task, a) in enumerate(zip(tasks, tiles.arrays, strict=True))
     ]
-    return _stitch(_Tiles(tiles.shape, tiles.regions, lazy, tiles.channels), _heaviest, "u8")
+    return _stitch(replace(tiles, arrays=lazy), _heaviest, "u8")
 
 
 def numbered(

@@ -43,6 +43,7 @@ class Kernels:
     add_next_tile = staticmethod(tiles.add_next_tile)
     keep_largest = staticmethod(tiles.keep_largest)
     keep_nearest = staticmethod(tiles.keep_nearest)
+    keep_heaviest = staticmethod(tiles.keep_heaviest)
     rounded = staticmethod(tiles.rounded)
     # Arrays that stay where it is computed while several kernels work on them.
     zeros: Callable[..., Any] = staticmethod(np.zeros)
@@ -70,6 +71,7 @@ class DeviceKernels(Kernels):
     add_next_tile = staticmethod(gpu_tiles.add_next_tile)
     keep_largest = staticmethod(gpu_tiles.keep_largest)
     keep_nearest = staticmethod(gpu_tiles.keep_nearest)
+    keep_heaviest = staticmethod(gpu_tiles.keep_heaviest)
     rounded = staticmethod(gpu_tiles.rounded)
     zeros = staticmethod(arrays.zeros)
     there = staticmethod(arrays.there)

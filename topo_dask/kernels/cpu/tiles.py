@@ -1,8 +1,9 @@
-"""Overlapping tiles into one block: mean with separable weights, largest value, nearest centre.
+"""Overlapping tiles into one block: mean with separable weights, or one is kept.
 
-Arrays have the axes channel, z, y, x; every tile is added in the caller's order, so that the result
-does not depend on who computes which tile when. Means are computed in the type of their array:
-float64, or float32 where that holds all values (of integers of 8 or 16 bits, and of float16).
+Kept is the largest value, that of the nearest centre, or that of the highest weight. Arrays
+have the axes channel, z, y, x; every tile is added in the caller's order, so that the result does
+not depend on who computes which tile when. Means are computed in the type of their array: float64,
+or float32 where that holds all values (of integers of 8 or 16 bits, and of float16).
 """
 
 from __future__ import annotations
@@ -192,5 +193,41 @@ def keep_nearest(
                 d = dz[z] + dy[y] + dx[x]
                 if d < distance[z, y, x]:
                     distance[z, y, x] = d
+                    for c in range(channels):
+                        best[c, z, y, x] = values[c, z, y, x]
+
+
+@compiled
+def keep_heaviest(
+    best: npt.NDArray[Any], heaviest: FLOAT, values: Any, along: tuple[FLOAT, FLOAT, FLOAT]
+) -> None:
+    """Take a tile's values where its weight is strictly higher than what is there, in place.
+
+    Parameters
+    ----------
+    best, values
+        ``[C,Z,Y,X]``.
+    heaviest
+        float64 ``[Z,Y,X]``, the weights of what is there; 0 at first.
+    along
+        The weights along z, y and x, > 0; the tile's is their product.
+
+    Examples
+    --------
+    >>> best, one = np.zeros((1, 1, 1, 2), np.uint64), np.ones(1)
+    >>> heaviest = np.full((1, 1, 2), 0.5)
+    >>> keep_heaviest(best, heaviest, best + np.uint64(7), (one, one, np.array([0.5, 0.75])))
+    >>> best.ravel(), heaviest.ravel()
+    (array([0, 7], dtype=uint64), array([0.5 , 0.75]))
+    """
+    channels, depth, height, width = values.shape
+    wz, wy, wx = along
+    for z in range(depth):
+        for y in range(height):
+            row = wz[z] * wy[y]
+            for x in range(width):
+                weight = row * wx[x]
+                if weight > heaviest[z, y, x]:
+                    heaviest[z, y, x] = weight
                     for c in range(channels):
                         best[c, z, y, x] = values[c, z, y, x]

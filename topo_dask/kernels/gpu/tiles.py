@@ -115,23 +115,33 @@ def keep_largest(best: Any, seen: Any, values: Any) -> None:
         write_back(device, flags, seen)
 
 
-def keep_nearest(best: Any, distance: Any, values: Any, along: Along) -> None:
-    """Take a tile's values where it is strictly nearer than what is there, in place."""
+def _keep(kernel: str, best: Any, state: Any, values: Any, along: Along) -> None:
+    """Take a tile's values where its distance or weight is better than what is there."""
     device = find_device()
     channels, *size = values.shape
     if not values.size:
         return
     with device.working():
-        nearest, away, tile = (placed(device, a) for a in (best, distance, values))
+        kept, there, tile = (placed(device, a) for a in (best, state, values))
         device.launch(
             "tiles",
-            "keep_nearest",
+            kernel,
             math.prod(size),
-            *(_start(nearest), *_between(nearest), away[0, 0, :1], *_between(away)),
+            *(_start(kept), *_between(kept), there[0, 0, :1], *_between(there)),
             *(_start(tile), tile.itemsize, device.put(_joined(along)), channels, *size[1:]),
         )
-        write_back(device, nearest, best)
-        write_back(device, away, distance)
+        write_back(device, kept, best)
+        write_back(device, there, state)
+
+
+def keep_nearest(best: Any, distance: Any, values: Any, along: Along) -> None:
+    """Take a tile's values where it is strictly nearer than what is there, in place."""
+    _keep("keep_nearest", best, distance, values, along)
+
+
+def keep_heaviest(best: Any, heaviest: Any, values: Any, along: Along) -> None:
+    """Take a tile's values where its weight is strictly higher than what is there, in place."""
+    _keep("keep_heaviest", best, heaviest, values, along)
 
 
 def rounded(values: Any, dtype: npt.DTypeLike) -> Any:

@@ -1,4 +1,5 @@
-// Overlapping tiles into one block: weights, weighted mean, largest value, nearest centre.
+// Overlapping tiles into one block: weights, weighted mean, largest value, nearest centre, highest
+// weight.
 //
 // One item a voxel of the tile; it takes all channels, so that its weight is made once and nothing
 // but values and sums is read and written. Arrays of several types come as bytes, with the number
@@ -198,6 +199,28 @@ extern "C" __global__ void keep_nearest(long long count, unsigned char* best,
         const long long here = dz[v.z] + dy[v.y] + dx[v.x];
         if (here >= distance[d.at(v)]) continue;
         distance[d.at(v)] = here;
+        for (long long c = 0; c < channels; c++)
+            copy(best, c * b.channel + b.at(v), values, c * count + i, bytes);
+    }
+}
+
+// `along`: the tile's weights along z, y and x, whose product is its own.
+extern "C" __global__ void keep_heaviest(long long count, unsigned char* best,
+                                         long long best_channel, long long best_plane,
+                                         long long best_row, double* heaviest,
+                                         long long heaviest_plane, long long heaviest_row,
+                                         const unsigned char* values, int bytes,
+                                         const double* along, long long channels,
+                                         long long height, long long width) {
+    const View b = {best_channel, best_plane, best_row};
+    const View h = {0, heaviest_plane, heaviest_row};
+    const double *wz = along, *wy = wz + quotient(quotient(count, width), height);
+    const double* wx = wy + height;
+    FOR_EACH_ITEM(i, count) {
+        const Voxel v = voxel_of(i, height, width);
+        const double weight = wz[v.z] * wy[v.y] * wx[v.x];
+        if (!(weight > heaviest[h.at(v)])) continue;
+        heaviest[h.at(v)] = weight;
         for (long long c = 0; c < channels; c++)
             copy(best, c * b.channel + b.at(v), values, c * count + i, bytes);
     }
