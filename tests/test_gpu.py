@@ -94,6 +94,9 @@ def test_final_positions(device: Device, interpolation: str, kind: str) -> None:
     plain = topo_dask.track_flows(mask, flow, *how, interpolation=interpolation, backend="cpu")
     same(coords, unwrap(plain[0], kind))
     same(ends, unwrap(plain[1], kind))
+    if kind == "numpy":  # labels are a mask too
+        options: Any = {"interpolation": interpolation, "backend": "gpu"}
+        same(topo_dask.track_flows(arrays["instances"], flow, *how, **options)[1], ends)
     if interpolation == "nearest" and kind == "numpy":
         np.testing.assert_allclose(ends, arrays["final_positions"], rtol=0, atol=1e-9)
 

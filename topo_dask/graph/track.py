@@ -25,7 +25,7 @@ from topo_dask.graph.check import check_finite, check_mask, check_same_shape
 from topo_dask.graph.scale import check_scaled_flow, scaled
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
-from topo_dask.kernels.backends import kernels_for
+from topo_dask.kernels.backends import DeviceKernels, kernels_for
 from topo_dask.kernels.parallel import available_cores
 
 LAZY_ROUNDS = 4
@@ -437,15 +437,21 @@ def track_flows(
         )
     mask = np.asarray(sem_mask)
     whole, threads = Region((0, 0, 0), mask.shape), available_cores()
-    positions = cpu.foreground_voxels(mask, threads=threads)
-    kernels_for(backend).track(
-        flow_ready(np.asarray(flow), read=whole, block=whole, backend=backend, threads=threads),
-        positions,
-        np.full(len(positions), settings.n_steps, dtype=np.int32),
-        origin=(0, 0, 0),
-        shape=mask.shape,
-        step_size=step_size,
-        interpolation=interpolation,
-        threads=threads,
-    )
+    kernels = kernels_for(backend)
+    ready = flow_ready(np.asarray(flow), read=whole, block=whole, backend=backend, threads=threads)
+    how: dict[str, Any] = {
+        "origin": whole.start,
+        "shape": mask.shape,
+        "step_size": step_size,
+        "interpolation": interpolation,
+    }
+    if isinstance(kernels, DeviceKernels):  # a byte a voxel goes there, not 24 a particle
+        present = mask if mask.itemsize == 1 else mask != 0
+        positions, _ = kernels.track_voxels(
+            ready, present, start=whole.start, n_steps=settings.n_steps, **how
+        )
+    else:
+        positions = cpu.foreground_voxels(mask, threads=threads)
+        steps_left = np.full(len(positions), settings.n_steps, dtype=np.int32)
+        kernels.track(ready, positions, steps_left, threads=threads, **how)
     return cpu.foreground_voxels(mask, dtype=np.int64, threads=threads), positions
