@@ -49,6 +49,7 @@ CALLS: dict[str, Any] = {
 RUNS: dict[str, Any] = {
     "flows": ((LABELS,), {}),
     "segment": ((FLOW,), {"foreground": LABELS}),
+    "map_tiles": ((np.negative, LABELS, (4, 4, 4), 1), {}),
     "flow_targets": ((LABELS[None],), {"class_names": ["nuc"], "resolution_nm": 8}),
     "segment_classes": (
         ((LABELS[None] > 0) * 1.0, FLOW),
