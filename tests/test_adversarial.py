@@ -51,7 +51,7 @@ def by_faces(
                 if shared >= (1 if rule == "touch" else least) and shared:
                     pairs.append((one - 1, two - 1))
     count = int(labels.max())
-    numbers, _ = unite(np.ones(count, np.int64), np.array(pairs, np.int64).reshape(-1, 2))
+    numbers, _ = unite(np.ones(count, np.int64), [np.array(pairs, np.int64).reshape(-1, 2)])
     return np.append(0, numbers.astype(np.int64))[labels]
 
 
