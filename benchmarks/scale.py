@@ -38,6 +38,7 @@ from topo_dask.storage import create_array
 
 TITLE = "Scale: flows to labels of volumes that no machine holds"
 PITCH = 40
+WARM = 128
 MOST_MEMORY = 2.5 * 2**30
 MOST_GROWTH = 1.2
 CHUNK = 64
@@ -186,6 +187,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = ["--blocks", common.joined(parsed.blocks)] if parsed.blocks else []
     options += ["--cluster", parsed.cluster] if parsed.cluster else []
     with common.working_folder(parsed.folder) as folder:
+        one_size(WARM, folder, options)  # compiles, if that was not done before
         outcomes = [one_size(edge, folder, options) for edge in parsed.size or (512, 1024)]
     text, good = judged(outcomes)
     wanted = (
