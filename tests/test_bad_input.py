@@ -363,6 +363,30 @@ def test_flows_in_memory_that_are_not_finite(disk: Path, value: float) -> None:
         lazy.compute(scheduler="sync")
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.longdouble])
+def test_masks_may_be_of_any_real_numbers(dtype: Any) -> None:
+    mask = MASK.astype(dtype)
+    expected = topo_dask.postprocess_single(MASK, FLOW, min_size=1)
+    for wrap in (np.asarray, da.from_array):
+        found = topo_dask.postprocess_single(wrap(mask), wrap(FLOW), min_size=1)
+        np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+def test_a_foreground_that_is_no_number(tmp_path: Path) -> None:
+    mask = MASK.astype(np.float16)
+    mask[3, 4, 5] = np.nan
+    with pytest.raises(InvalidData, match=r"sem_mask: got nan at voxel \(3, 4, 5\)"):
+        topo_dask.track_flows(mask, FLOW, 3)
+    with pytest.raises(InvalidData, match=r"sem_mask: got nan at voxel \(3, 4, 5\)"):
+        topo_dask.postprocess_single(mask, FLOW)
+    lazy = topo_dask.postprocess_single(da.from_array(mask, chunks=(2, 5, 3)), FLOW, n_steps=0)
+    with pytest.raises(InvalidData, match=r"sem_mask: .*\(3, 4, 5\).* \[2:4, 0:5, 3:6\]"):
+        lazy.compute(scheduler="sync")
+    options: dict[str, Any] = {"foreground": mask, "blocks": (2, 5, 3), "cluster": "threads"}
+    with unpublished(tmp_path, "foreground: got nan", "(3, 4, 5)", "[2:4, 0:5, 3:6]"):
+        topo_dask.segment(FLOW, tmp_path / "out.zarr", **options)
+
+
 # --------------------------------------------------------------------------------- the settings
 
 BLOCKS = [

@@ -203,7 +203,9 @@ def test_a_mistake_is_named(given: Any, error: type[Exception], parts: list[str]
     ("values", "key"),
     [
         ({"n_steps": -1}, "n_steps"),
+        ({"n_steps": 2**31}, "n_steps"),
         ({"step_size": 0}, "step_size"),
+        ({"step_size": 1e39}, "step_size"),
         ({"convergence_radius": "4"}, "convergence_radius"),
         ({"min_size": 2.5}, "min_size"),
         ({"group": 0}, "group"),

@@ -19,7 +19,9 @@ from numpy.testing import assert_allclose, assert_array_equal
 import topo_dask
 from topo_dask.cli import main
 from topo_dask.errors import InputNotFound, InvalidArgument, InvalidData, InvalidType
+from topo_dask.graph.contacts import contacts_under
 from topo_dask.kernels import reference
+from topo_dask.kernels.tables import ContactTable
 from topo_dask.run.execute import SyncEngine
 from topo_dask.storage import load_table
 from topo_dask.testing import block_shapes, flow_fields, segment_parameters
@@ -172,6 +174,31 @@ def test_the_tables_hold_every_contact(runs: Path) -> None:
     assert_array_equal(np.bincount(parts.ravel().astype(int))[1:], voxels)
 
 
+@pytest.mark.parametrize("blocks", [SHAPE, (1, 14, 5)])
+def test_contacts_of_clusters_do_not_depend_on_the_blocks(
+    runs: Path, blocks: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Parts are those of blocks; what is known of two clusters that touch is not."""
+    one = topo_dask.segment(
+        flow_of(1), tmp_path / "a.zarr", **{**RUN, "blocks": blocks, "keep_evidence": True}
+    )
+    clusters = one.array[...].astype(np.uint64)
+    tables = []
+    for path in (runs / "2.zarr", one.path):
+        parts = zarr.open_array(str(path / "evidence/parts"))[...]
+        names = np.zeros(int(parts.max()) + 1, np.uint64)
+        names[parts] = clusters
+        joins = load_table(path / "evidence/joins.npz")
+        columns = (joins[name] for name in ContactTable.__dataclass_fields__)
+        tables.append(contacts_under(ContactTable(*columns), names))
+    flow4 = reference.interleave(flow_of(1))
+    expected = reference.contacts(clusters, flow4, core=SHAPE, step_size=RUN["step_size"])
+    assert len(expected) > 3
+    for table in tables:
+        for name in (*ContactTable.__dataclass_fields__, "mean_dot"):
+            assert_array_equal(getattr(table, name), getattr(expected, name))
+
+
 def test_a_vetoed_and_a_forced_join(runs: Path, tmp_path: Path) -> None:
     source = runs / "1.zarr"
     parts = zarr.open_array(str(source / "evidence/parts"))[...]
@@ -235,6 +262,10 @@ def test_tables_of_another_run_are_refused(runs: Path, name: str, tmp_path: Path
         ("1.zarr", {"min_area": 0}, InvalidArgument, "min_area"),
         ("1.zarr", {"min_size": -1}, InvalidArgument, "min_size"),
         ("1.zarr", {"group": 7}, InvalidArgument, "group"),
+        ("1.zarr", {"min_dot": 0.5}, InvalidArgument, "min_dot: got 0.5 in group 1"),
+        ("2.zarr", {"min_area": 2, "group": 3}, InvalidArgument, "min_area: got 2 in group 3"),
+        ("1.zarr", {"veto": [(1, 2)], "force": [(2, 1)]}, InvalidArgument, "vetoed too"),
+        ("1.zarr", {"scale": 127}, InvalidArgument, "scale: got 127 without flows"),
         ("1.zarr", {"flows": np.zeros((3, 2, 2, 2), "f4")}, InvalidArgument, "shape of source"),
         ("1.zarr", {"flows": np.zeros((3, *SHAPE), "i1")}, InvalidType, "scale"),
     ],
@@ -245,6 +276,51 @@ def test_bad_input(
     with pytest.raises(error, match=text):
         topo_dask.relabel(runs / source, tmp_path / "new.zarr", cluster="sync", **how)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "text"),
+    [
+        (5, InvalidType, "source: got an object of type int"),
+        (np.zeros((2, 2, 2), int), InvalidType, "type ndarray"),
+        ("s3://bucket/a.zarr", InvalidArgument, "source: got 's3://bucket/a.zarr'"),
+    ],
+)
+def test_sources_that_are_none(source: Any, error: Any, text: str, tmp_path: Path) -> None:
+    with pytest.raises(error, match=text):
+        topo_dask.relabel(source, tmp_path / "new.zarr", cluster="sync")
+
+
+@pytest.mark.parametrize("name", ["joins.npz", "parts.npz"])
+@pytest.mark.parametrize("how", ["gone", "cut", "another table"])
+def test_tables_that_are_damaged(runs: Path, name: str, how: str, tmp_path: Path) -> None:
+    source = tmp_path / "damaged.zarr"
+    shutil.copytree(runs / "1.zarr", source)
+    table = source / "evidence" / name
+    if how == "cut":
+        table.write_bytes(table.read_bytes()[:99])
+    else:
+        table.unlink()
+    if how == "another table":
+        np.savez(table, a=[1])
+    with pytest.raises((InputNotFound, InvalidData), match=f"source: got .*{name}.*keep_evidence"):
+        topo_dask.relabel(source, tmp_path / "new.zarr", cluster="sync")
+    assert not (tmp_path / "new.zarr").exists()
+
+
+def test_nothing_is_written_into_the_source(runs: Path, tmp_path: Path) -> None:
+    before = tree(runs / "1.zarr")
+    for place, how in (("1.zarr", "equal to"), ("1.zarr/new.zarr", "inside")):
+        with pytest.raises(InvalidArgument, match=f"output: got .*{how} the input"):
+            topo_dask.relabel(runs / "1.zarr", runs / place, overwrite=True, cluster="sync")
+    assert tree(runs / "1.zarr") == before
+
+
+def test_a_shape_of_blocks_may_be_an_array(runs: Path, tmp_path: Path) -> None:
+    made = topo_dask.relabel(
+        f"file://{runs / '1.zarr'}", tmp_path / "a.zarr", blocks=np.array([2, 9, 4]), cluster="sync"
+    )
+    assert_array_equal(made.array[...], zarr.open_array(str(runs / "1.zarr/s0"))[...])
 
 
 def test_a_veto_needs_a_join(runs: Path, tmp_path: Path) -> None:

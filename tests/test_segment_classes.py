@@ -181,6 +181,17 @@ def test_what_is_no_probability_stops_a_run_and_nothing_is_published(tmp_path: P
     assert not out.exists()
 
 
+def test_the_class_of_a_flow_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    semantic, flow = probabilities()
+    flow[4, 2, 3, 4] = np.nan
+    out, how = tmp_path / "out.zarr", {"class_names": ["nuc", "ves"], "resolution_nm": 8}
+    with pytest.raises(InvalidData, match=r"^flows of class 'ves': got nan at voxel \(2, 3, 4\)"):
+        topo_dask.segment_classes(semantic, flow, out, blocks=2, cluster="sync", **how)
+    assert not out.exists()
+    with pytest.raises(InvalidData, match=r"^flow_pred of class 'ves': got nan at voxel"):
+        topo_dask.run_instance_segmentation(semantic, flow, **how)
+
+
 def test_stacks_that_do_not_fit_are_refused_before_a_run(tmp_path: Path) -> None:
     semantic, flow = probabilities()
     out, run = tmp_path / "out.zarr", topo_dask.segment_classes

@@ -102,6 +102,15 @@ def _positive(argument: str, value: Any) -> None:
     number(argument, value, lambda v: v > 0, "a number > 0")
 
 
+def _steps(argument: str, value: Any) -> None:
+    text = "a whole number from 0 to 2147483647"
+    number(argument, value, lambda v: 0 <= v < 2**31, text, whole=True)
+
+
+def _step_size(argument: str, value: Any) -> None:
+    number(argument, value, lambda v: 1e-37 < v < 1e38, "a number > 0 that float32 can hold")
+
+
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "group": lambda argument, value: choice(argument, value, GROUPS),
     "flow_type": lambda argument, value: choice(argument, value, METHODS),
@@ -109,8 +118,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "diffusion_iters": lambda argument, value: value is None or _whole(0)(argument, value),
     "boundary_only": _boolean,
     "boundary_width": lambda a, value: number(a, value, lambda v: v >= 0, "a number >= 0"),
-    "n_steps": _whole(0),
-    "step_size": _positive,
+    "n_steps": _steps,
+    "step_size": _step_size,
     "convergence_radius": _positive,
     "min_size": _whole(0),
 }

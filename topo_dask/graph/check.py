@@ -181,6 +181,25 @@ def check_same_shape(shape: Sequence[int], other: Sequence[int], *, argument: st
         )
 
 
+def check_no_nan(
+    mask: np.ndarray[Any, Any], *, origin: Sequence[int], block: object, argument: str
+) -> None:
+    """Raise InvalidData if a mask or a probability ``[Z,Y,X]`` from ``origin`` on holds NaN.
+
+    NaN is neither foreground nor background; the voxel and the block are named.
+    """
+    if mask.dtype.kind != "f" or not np.isnan(mask).any():
+        return
+    at = np.argwhere(np.isnan(mask))[0].tolist()
+    voxel = tuple(a + int(o) for a, o in zip(at, origin, strict=True))
+    raise InvalidData(
+        argument,
+        f"nan at voxel {voxel}, in block {block}",
+        "numbers",
+        "Nothing was published. Mend it there, e.g. with numpy.nan_to_num.",
+    )
+
+
 def check_finite(
     flow: np.ndarray[Any, Any], *, origin: Sequence[int], block: object, argument: str
 ) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +14,7 @@ from dask.delayed import delayed
 
 from topo_dask.classes import ClassInstances, classes_of, names_of_classes, postprocess_config
 from topo_dask.config import BACKENDS, INTERPOLATIONS, RefineSettings, choice
-from topo_dask.errors import InvalidArgument
+from topo_dask.errors import InvalidArgument, InvalidData
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import (
     check_between_0_and_1,
@@ -151,8 +153,21 @@ def run_instance_segmentation(
     for row, (name, how) in enumerate(methods.items()):
         flow = scaled(flows[3 * row : 3 * row + 3], known)
         options = {**asdict(how), "interpolation": interpolation, "backend": backend}
-        labels = postprocess_single(masks[name], flow, **options)
-        if flow_error_threshold > 0:
-            labels = remove_bad_flow_masks(labels, flow, flow_error_threshold, backend=backend)
+        with _flow_of(name):
+            labels = postprocess_single(masks[name], flow, **options)
+            if flow_error_threshold > 0:
+                labels = remove_bad_flow_masks(labels, flow, flow_error_threshold, backend=backend)
         found[name] = labels
     return found
+
+
+@contextmanager
+def _flow_of(name: str) -> Iterator[None]:
+    """Say of which class a flow is that cannot be used."""
+    try:
+        yield
+    except InvalidData as error:
+        if error.argument not in ("flow", "pred_flow"):
+            raise
+        argument = f"flow_pred of class {name!r}"
+        raise InvalidData(argument, error.came, error.allowed, error.do) from None

@@ -21,7 +21,7 @@ from dask.delayed import delayed
 from topo_dask.config import SegmentSettings
 from topo_dask.errors import InvalidData
 from topo_dask.graph.blocks import Source, grid_of
-from topo_dask.graph.check import check_finite, check_mask, check_same_shape
+from topo_dask.graph.check import check_finite, check_mask, check_no_nan, check_same_shape
 from topo_dask.graph.scale import check_scaled_flow, scaled
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
@@ -257,6 +257,7 @@ def _begin(
     task: tuple[int, tuple[int, ...], SegmentSettings],
 ) -> tuple[npt.NDArray[np.float64], Particles]:
     """First round of a chunk."""
+    check_no_nan(mask, origin=core.start, block=core, argument="sem_mask")
     ready = flow_ready(flow, read=read, block=core, backend=task[2].backend)
     return first_particles(ready, mask, core=core, read=read, task=task)
 
@@ -437,6 +438,7 @@ def track_flows(
         )
     mask = np.asarray(sem_mask)
     whole, threads = Region((0, 0, 0), mask.shape), available_cores()
+    check_no_nan(mask, origin=whole.start, block=whole, argument="sem_mask")
     kernels = kernels_for(backend)
     ready = flow_ready(np.asarray(flow), read=whole, block=whole, backend=backend, threads=threads)
     how: dict[str, Any] = {

@@ -8,6 +8,7 @@ made them.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,17 @@ from typing import Any
 import numpy as np
 import zarr
 
-from topo_dask.errors import InputNotFound, InvalidData
+from topo_dask.errors import InputNotFound, InvalidArgument, InvalidData, InvalidType, TopoError
 from topo_dask.graph.contacts import Joins, all_joins
 from topo_dask.kernels.tables import ContactTable, merge_contacts
 from topo_dask.run.chain import Chain, View
 from topo_dask.run.contacts import contact_tables, load_contacts
 from topo_dask.run.files import load_array
+from topo_dask.run.job import RunResult
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.merge import edges_in
 from topo_dask.run.refine import added_up, columns_of, few
-from topo_dask.storage import MARK, AnyArray, load_table, save_table
+from topo_dask.storage import MARK, AnyArray, load_table, local_path, save_table
 
 FOLDER = "evidence"
 """Its name in the output's group."""
@@ -53,6 +55,8 @@ class Evidence:
 
     Parameters
     ----------
+    path
+        Where the run's result is.
     labels
         The labels that the run made.
     parts
@@ -65,6 +69,7 @@ class Evidence:
         ``min_size``, ``group`` and ``blocks`` of the run.
     """
 
+    path: Path
     labels: AnyArray
     parts: AnyArray
     joins: Path
@@ -74,9 +79,9 @@ class Evidence:
 
     def load(self) -> Joins:
         """Read the tables."""
-        columns = load_table(self.joins)
+        columns = _columns(self.joins, (*_CONTACTS, "close"))
         table = ContactTable(*(columns[name] for name in _CONTACTS))
-        return Joins(table, columns["close"], load_table(self.sizes)["voxels"])
+        return Joins(table, columns["close"], _columns(self.sizes, ("voxels",))["voxels"])
 
 
 def keep_joins(task: EvidenceTask) -> int:
@@ -134,39 +139,66 @@ def keep_evidence(
     )
 
 
+_DO = "Pass the output of segment(..., keep_evidence=True) (--keep-evidence)."
+
+
+def _columns(table: Path, names: tuple[str, ...]) -> dict[str, Any]:
+    """Some columns of a table; raises InputNotFound or InvalidData that names it."""
+    try:
+        return load_table(table, names)
+    except TopoError as error:
+        came = f"{str(table)!r}, which is damaged or gone"
+        raise type(error)("source", came, "evidence as the run left it", _DO) from error
+
+
+def _place_of(source: Any) -> Path:
+    """Where a result is that is given as it is or by its path."""
+    if isinstance(source, RunResult):
+        return source.path
+    if not isinstance(source, (str, os.PathLike)):
+        came = f"an object of type {type(source).__name__}"
+        raise InvalidType("source", came, "the result of a run, or its path", _DO)
+    path = local_path(source)
+    if path is None:
+        allowed = "a path on a local or mounted file system"
+        raise InvalidArgument("source", repr(os.fspath(source)), allowed, "Copy the result there.")
+    return path
+
+
 def open_evidence(source: Any) -> Evidence:
     """Open the evidence of a finished run, given its result or its path.
 
     Raises
     ------
+    InvalidType, InvalidArgument
+        Neither a result nor a path; a path elsewhere than on file systems of this machine.
     InputNotFound
         There is no result, or it was made without evidence.
     InvalidData
-        Labels, parts and tables are not of one run; the fingerprints are named.
+        Labels, parts and tables are not of one run; the fingerprints are named. Or tables are
+        damaged.
     """
-    path = Path(getattr(source, "path", source)).expanduser().absolute()
+    path = _place_of(source)
     folder = path / FOLDER
-    do = "Pass the output of segment(..., keep_evidence=True) (--keep-evidence)."
     try:
         made: Any = zarr.open_group(store=str(path), mode="r").attrs[MARK]
         labels = zarr.open_array(store=str(path / "s0"), mode="r")
         parts = zarr.open_array(store=str(folder / "parts"), mode="r")
         kept: Any = parts.attrs[MARK]
-        settings = dict(kept)
+        settings = {name: kept[name] for name in ("min_size", "group", "blocks")}
+        own, found = str(made["fingerprint"]), {"parts": str(kept["fingerprint"])}
     except (OSError, KeyError, ValueError) as error:
         came = f"{str(path)!r}, where no evidence is"
-        raise InputNotFound("source", came, "a result with its evidence", do) from error
-    own = str(made["fingerprint"])
-    found = {"parts": str(settings.pop("fingerprint"))}
+        raise InputNotFound("source", came, "a result with its evidence", _DO) from error
     tables = {name: folder / f"{name}.npz" for name in ("joins", "parts")}
     for table in tables.values():
-        found[table.name] = str(load_table(table)["fingerprint"])
+        found[table.name] = str(_columns(table, ("fingerprint",))["fingerprint"])
     for name, other in found.items():
         if other != own:
             raise InvalidData(
                 "source",
                 f"{str(folder / name)!r} of another run, with fingerprint {other}",
                 f"what the run with fingerprint {own} made",
-                do,
+                _DO,
             )
-    return Evidence(labels, parts, tables["joins"], tables["parts"], own, settings)
+    return Evidence(path, labels, parts, tables["joins"], tables["parts"], own, settings)

@@ -51,7 +51,7 @@ def try_block(task: Try) -> tuple[int, int, list[int]]:
     some = voxels[:: -(-len(voxels) // TRIED) or 1]
     read = region_read(core, halos[-1], shape, settings)
     part = job.part_of_flow(read)
-    flow = flow_ready(part, read=read, block=core, argument="flows", backend="cpu")
+    flow = flow_ready(part, read=read, block=core, argument=job.flow_argument, backend="cpu")
     nothing = np.zeros(len(some), dtype=np.int64)
     steps = np.ones(len(some), dtype=np.int32)
     there = Particles((some + np.asarray(core.start)).astype(np.float64), steps, nothing, nothing)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,9 @@ def _check_pairs(joins: Joins, chosen: Choice) -> None:
             if max(pair) > count:
                 do = "The array evidence/parts of the result shows their numbers."
                 raise InvalidArgument(argument, repr(pair), f"numbers of parts, 1 to {count}", do)
+    for pair in sorted(set(chosen.veto) & set(chosen.force)):
+        do = "Leave it out of one of them."
+        raise InvalidArgument("force", f"{pair}, which is vetoed too", "either of the two", do)
     table = joins.contacts
     for pair in chosen.veto:
         first, stop = (np.searchsorted(table.a, np.uint64(pair[0]), side) for side in _SIDES)
@@ -87,6 +90,20 @@ def _check_pairs(joins: Joins, chosen: Choice) -> None:
 
 
 _SIDES: Sequence[Any] = ("left", "right")
+
+
+def _rules(min_dot: Any, min_area: Any, group: int) -> JoinRules | None:
+    """When clusters that touch are joined: in group 2 alone."""
+    number("min_dot", min_dot, lambda v: True, "a finite number", default=0.0)
+    number("min_area", min_area, lambda v: v >= 1, "a whole number >= 1", whole=True, default=1)
+    rules = JoinRules(float(min_dot), int(min_area))
+    if group == 2:
+        return rules
+    for name, value in asdict(rules).items():
+        if value != getattr(JoinRules(), name):
+            do = "Leave it out, or pass group=2 (--group 2): only there is joined what touches."
+            raise InvalidArgument(name, f"{value} in group {group}", "it in group 2", do)
+    return None
 
 
 def relabel(
@@ -123,8 +140,9 @@ def relabel(
     output
         Path of the OME-Zarr labels to make.
     min_dot, min_area
-        In group 2 clusters that touch are joined where the mean dot product of their flows over
-        the contact is above ``min_dot`` and the contact has at least ``min_area`` pairs of voxels.
+        In group 2, and only there, clusters that touch are joined where the mean dot product of
+        their flows over the contact is above ``min_dot`` and the contact has at least
+        ``min_area`` pairs of voxels.
     min_size
         Clusters with fewer voxels become background; ``None`` for that of the run.
     group
@@ -133,7 +151,8 @@ def relabel(
         Pairs of parts, numbered as in ``evidence/parts``: they do not join what they are parts
         of. Other pairs may still.
     force
-        Pairs of parts that are one instance.
+        Pairs of parts that are one cluster. Group 2 splits it again where it is disconnected, as
+        `split_disconnected` does.
     flows, scale
         The flows of the run, see `segment`, for the column ``flow_error`` of the table of
         instances: it is NaN without them.
@@ -172,20 +191,19 @@ def relabel(
     options = RunOptions(
         blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory
     )
-    number("min_dot", min_dot, lambda v: True, "a finite number", default=0.0)
-    number("min_area", min_area, lambda v: v >= 1, "a whole number >= 1", whole=True, default=1)
     evidence = open_evidence(source)
     least = evidence.settings["min_size"] if min_size is None else min_size
     number("min_size", least, lambda v: v >= 0, "a whole number >= 0", whole=True)
     in_group = evidence.settings["group"] if group is None else group
     choice("group", in_group, GROUPS)
-    rules = JoinRules(float(min_dot), int(min_area)) if in_group == 2 else None
+    rules = _rules(min_dot, min_area, in_group)
     chosen = Choice(rules, int(least), _pairs(veto, "veto"), _pairs(force, "force"))
     _check_pairs(evidence.load(), chosen)
     shape = tuple(int(n) for n in evidence.parts.shape)
-    grid = replace(options, blocks=blocks or evidence.settings["blocks"]).grid(shape)
+    known_blocks = evidence.settings["blocks"] if blocks is None else blocks
+    grid = replace(options, blocks=known_blocks).grid(shape)
     field, known = _open_flows(flows, scale, shape)
-    place = options.output(output, [evidence.parts, field])
+    place = options.output(output, [evidence.path, field])
     mark = fingerprint("relabel", evidence.fingerprint, chosen, in_group, grid.chunks)
     flow_mark = None if field is None else fingerprint(input_mark(field), known)
     final = fingerprint(mark, zarr_format, flow_mark)
@@ -220,6 +238,9 @@ def relabel(
 def _open_flows(flows: Any, scale: Any, shape: tuple[int, ...]) -> tuple[Any, float]:
     """The flows that errors are summed from, and their scale."""
     if flows is None:
+        if scale is not None:
+            do = "Pass the flows of the run too, or leave it out."
+            raise InvalidArgument("scale", f"{scale!r} without flows", "it with flows", do)
         return None, 1.0
     field = open_input(flows, argument="flows", axes=4)
     known = check_scaled_flow(field, scale, argument="flows")

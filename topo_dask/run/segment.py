@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topo_dask.config import RefineSettings, SegmentSettings, number
-from topo_dask.graph.check import check_mask, check_same_shape
+from topo_dask.graph.check import check_mask, check_no_nan, check_same_shape
 from topo_dask.graph.scale import check_scaled_flow, scaled_store
 from topo_dask.graph.segmentation import foreground_of_class
 from topo_dask.graph.track import (
@@ -88,6 +88,11 @@ class SegmentJob:
         """The convergence radius."""
         return self.settings.convergence_radius
 
+    @property
+    def flow_argument(self) -> str:
+        """What the flow is called in errors."""
+        return "flows" if self.name is None else f"flows of class {self.name!r}"
+
     def region_read(self, block: int) -> Region:
         """A block with its halo."""
         return region_read(self.grid.region(block), self.halo, self.grid.shape, self.settings)
@@ -102,7 +107,7 @@ class SegmentJob:
             self.part_of_flow(read),
             read=read,
             block=self.grid.region(block),
-            argument="flows",
+            argument=self.flow_argument,
             backend=self.settings.backend,
         )
 
@@ -115,6 +120,7 @@ class SegmentJob:
                 return foreground_of_class(
                     values, core, self.name, threshold=self.threshold, argument="probabilities"
                 )
+            check_no_nan(values, origin=core.start, block=core, argument="foreground")
             return np.asarray(values > self.threshold)
         moving: npt.NDArray[np.bool_] = (
             np.asarray(self.flow[(slice(None), *core.slices)]) != 0
@@ -319,7 +325,7 @@ def segment(
     ------
     TopoError
         One of its kinds that names the argument: before any work starts, or, for NaN and
-        infinity in the flow, while running; then nothing is published.
+        infinity in the flow and NaN in the foreground, while running; then nothing is published.
 
     Examples
     --------

@@ -65,6 +65,8 @@ def foreground_voxels(
     array([[5, 0, 1],
            [5, 0, 2]])
     """
+    if mask.dtype.kind == "f":  # of which numba does not know all
+        mask = mask != 0
     mask = native(mask.view(np.uint8) if mask.dtype == np.bool_ else mask)
     counts = np.zeros(mask.shape[0], dtype=np.int64)
     parts = ranges(mask.shape[0], threads)
