@@ -362,6 +362,20 @@ def test_command_line_plans_as_json(inputs: Path) -> None:
     assert json.loads(done.output)["shape"] == list(SHAPE)
 
 
+def test_comparison_can_be_planned_and_sampled(inputs: Path) -> None:
+    labels = str(inputs / "labels.zarr")
+    found = topo_dask.plan("compare", labels, labels, blocks=16, cluster="sync", sample=1)
+    assert [(stage.name, stage.tasks) for stage in found.stages] == [("compare", 12)]
+    assert found.read_bytes == 2 * zarr.open_array(labels).nbytes
+    assert found.seconds is not None
+    assert found.output.size == found.scratch.files == 0
+    words = ["compare", labels, labels, "--cluster", "sync", "--blocks", "16"]
+    shown = CliRunner().invoke(main, [*words, "--dry-run", "--json"])
+    assert json.loads(shown.output)["tasks"] == 12
+    done = CliRunner().invoke(main, [*words, "--json"])
+    assert json.loads(done.output)["equal"] is True
+
+
 def test_every_job_of_the_command_line_can_be_planned() -> None:
     from topo_dask.cli import main as commands
 
@@ -374,6 +388,7 @@ def test_every_job_of_the_command_line_can_be_planned() -> None:
         "fuse",
         "relabel",
         "instances",
+        "compare",
     ):
         for words in (["plan", name, "--help"], [name, "--help"]):
             done = CliRunner().invoke(commands, words)

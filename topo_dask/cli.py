@@ -20,7 +20,6 @@ from topo_dask.kernels.resample import BLENDS
 from topo_dask.plan.outline import Plan
 from topo_dask.run.cluster import job_script as cluster_script
 from topo_dask.run.cluster_options import ClusterOptions, read_options
-from topo_dask.run.compare import compare as run_compare
 from topo_dask.run.dry import DryRun
 from topo_dask.run.flows import FLOW_TYPES
 from topo_dask.run.planning import JOBS
@@ -204,17 +203,17 @@ run_flows, run_segment, run_classes = _job("flows"), _job("segment"), _job("segm
 run_relabel, run_targets = _job("relabel"), _job("flow_targets")
 run_instance_table = _job("instance_table")
 run_map_tiles, fuse_mosaic = _job("map_tiles"), _job("fuse_mosaic")
+run_compare = _job("compare")
 
 
 def _plannable(command: Command) -> Command:
     """Let a command that runs something show its plan instead."""
 
     @wraps(command)
-    def run_or_plan(
-        *, dry_run: bool, cluster: Any, sample: int = 0, as_json: bool = False, **options: Any
-    ) -> Any:
+    def run_or_plan(*, dry_run: bool, cluster: Any, sample: int = 0, **options: Any) -> Any:
         if not dry_run:
             return command(cluster=cluster, **options)
+        as_json = options.pop("as_json", False)
         try:
             command(cluster=DryRun(cluster, sample), **options)
         except _Planned as planned:
@@ -223,6 +222,9 @@ def _plannable(command: Command) -> Command:
     made: Any = run_or_plan
     result: Command = made
     return result
+
+
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Show the plan; run nothing.")
 
 
 def run_options(command: Command, *, arrays: bool = True, computes: bool = True) -> Command:
@@ -248,7 +250,7 @@ def run_options(command: Command, *, arrays: bool = True, computes: bool = True)
                 "--ignore-memory", is_flag=True, help="Begin also where memory may not suffice."
             ),
             *([backend] if computes else []),
-            click.option("--dry-run", is_flag=True, help="Show the plan; run nothing."),
+            DRY_RUN,
         )
     ):
         command = option(command)
@@ -490,7 +492,6 @@ def map_tiles(
 @click.argument("truth", type=click.Path())
 @click.argument("labels", type=click.Path())
 @click.option("--blocks", type=LENGTHS, help="Shape of a block.")
-@cluster_options
 @click.option(
     "--ignore-background/--count-background",
     default=True,
@@ -499,7 +500,10 @@ def map_tiles(
 @click.option("--largest", type=int, default=10, show_default=True, help="Splits, merges to list.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--progress/--no-progress", default=True, help="Show progress.")
-def compare(truth: str, labels: str, as_json: bool, **options: Any) -> None:
+@DRY_RUN
+@cluster_options
+@_plannable
+def compare(truth: str, labels: str, as_json: bool = False, **options: Any) -> None:
     """Compare LABELS with TRUTH (zarr arrays [Z,Y,X]), exactly."""
     result = run_compare(truth, labels, **options)
     click.echo(result.to_json() if as_json else repr(result))
@@ -553,14 +557,18 @@ def _plan_of(run: click.Command) -> click.Command:
     parameters.append(
         click.Option(["--sample"], type=int, default=2, show_default=True, help=of_parts)
     )
-    parameters.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
+    if not any(parameter.name == "as_json" for parameter in parameters):
+        parameters.append(click.Option(["--json", "as_json"], is_flag=True, help="Print JSON."))
 
     assert run.callback is not None
     show = partial(run.callback, dry_run=True)
     return click.Command(run.name, callback=show, params=parameters, help=run.help)
 
 
-for _run in (flows, instances, targets, segment, segment_classes, relabel, fuse, map_tiles):
+for _run in (
+    *(flows, instances, targets, segment, segment_classes, relabel, fuse, map_tiles),
+    compare,
+):
     plan.add_command(_plan_of(_run))
 
 

@@ -21,6 +21,7 @@ from topo_dask.graph.context import (
     automatic_width,
     context_region,
     iterations_of,
+    most_in_rounds,
 )
 from topo_dask.graph.instances import instance_table
 from topo_dask.graph.parts import halves, joined
@@ -214,17 +215,27 @@ def memory_of_flow(
     """
     if settings.method == "direct":
         return (itemsize + 28) * core  # small numbers, the flow, its chunks
-    # Labels, consecutive numbers, links; a mask, what of it is annotated, walls.
-    layout = (itemsize + 4 + 1 + (10 if masked else 0)) * read
+    # Labels, consecutive numbers, links, runs; a mask, what of it is annotated, walls.
+    layout = (itemsize + 4 + 1 + RUN_BYTES + (10 if masked else 0)) * read
     if settings.potential == "poisson":
         # The field, the voxels of one instance that fills the block, and its levels.
         return layout + 8 * read + POISSON_BYTES * read + 12 * core
-    if applies(settings):  # five float64 fields, and a number a voxel
-        return layout + 44 * read + 24 * core
-    # Two float64 fields, and as much for what the sweeps and what is read leave behind; the
-    # gradient in float64, and the flow when the fields are gone.
-    return layout + 32 * read + 24 * core
+    if settings.potential == "heat":  # before and after an iteration; pieces, to scale them
+        far = settings.n_iter > most_in_rounds(settings)
+        return layout + (16 + (8 if far else 0)) * read + 12 * core
+    # The indicator in float64 and three coordinates, before and after an iteration.
+    plain = 2 * FIELD_BYTES * read + 12 * core
+    if not applies(settings):
+        return layout + plain
+    # Five float64 fields and a number a voxel; then what is plain, beside the flow so far.
+    return layout + max(44 * read + 12 * core, plain + 12 * core)
 
+
+RUN_BYTES = 2
+"""Bytes a voxel of the runs that begin late, where runs are of eight voxels on average."""
+
+FIELD_BYTES = 20
+"""Bytes a voxel of the fields of the coordinate potential."""
 
 POISSON_BYTES = 180
 """Bytes a voxel of the linear system of an instance, its coarser levels included."""

@@ -238,13 +238,12 @@ class FlowsWork(InstancesWork):
         read = rounds * every * (sum(v.itemsize for v in self.inputs) + state)
         size = self.inputs[0].itemsize
         flow = memory_of_flow(self.block, largest, size, settings, masked=self.masked)
-        # The fields, read, padded and given back; the flow that ends in the round.
-        memory = peak(flow + (state + 24) * largest + (state + 12) * self.block)
-        fields = 4 if settings.potential == "coordinate" else 1
+        # The fields, as read and padded; given back, and as they are written.
+        memory = peak(flow + 2 * state * largest + 2 * state * self.block)
         blocks = len(self.grid)
         written = (rounds - 1) * state * self.voxels + FLOW_BYTES * self.voxels
         name = f"round-1..{rounds}" if not self.reach else f"class-{number}-round-1..{rounds}"
-        files = blocks * (fields * (rounds - 1) + 1)
+        files = blocks * rounds
         made = StagePlan(name, rounds * blocks, memory, read, written, files)
         yield replace(made, device_bytes=device_memory_of_flow(largest, settings))
 

@@ -24,7 +24,10 @@ from topo_dask.graph.measure import (
     sum_contingency,
 )
 from topo_dask.grid import BlockGrid, Region, as_lengths
-from topo_dask.run.execute import DaskEngine, open_engine
+from topo_dask.plan.compare import CompareWork
+from topo_dask.run.dry import DryRun
+from topo_dask.run.execute import DaskEngine, Engine, open_engine
+from topo_dask.run.job import volumes as given_volumes
 from topo_dask.run.progress import Display, progress_display
 from topo_dask.storage import open_array
 
@@ -117,6 +120,8 @@ def compare(
             f"the shape of truth, {volumes[0].shape}",
             "Cut or pad one of them so that both cover the same voxels.",
         )
+    if isinstance(cluster, DryRun):
+        cluster.end(_work(*volumes, blocks))
     in_memory = all(isinstance(volume, np.ndarray) for volume in volumes)
     display = None if in_memory and progress is None else progress_display(progress)
     table = _contingency(*volumes, blocks, cluster, display)
@@ -155,6 +160,14 @@ def _volume(source: Any, argument: str) -> Volume:
     return array
 
 
+def _work(truth: Volume, labels: Volume, blocks: Any) -> CompareWork:
+    """What it takes."""
+    lazy = [volume.chunks for volume in (truth, labels) if isinstance(volume, da.Array)]
+    grid = BlockGrid(truth.shape, blocks or (lazy or [_block_shape(truth, labels)])[0])
+    shape = "x".join(map(str, truth.shape))
+    return CompareWork(f"Comparison of {shape} voxels", grid, given_volumes([truth, labels]))
+
+
 def _contingency(
     truth: Volume, labels: Volume, blocks: Any, cluster: Any, display: Display | None
 ) -> Contingency:
@@ -162,7 +175,8 @@ def _contingency(
         return _of_dask(truth, labels, blocks, cluster)
     grid = BlockGrid(truth.shape, blocks or _block_shape(truth, labels))
     items = _Blocks(truth, labels, grid)
-    if isinstance(truth, np.ndarray) and isinstance(labels, np.ndarray):
+    in_memory = isinstance(truth, np.ndarray) and isinstance(labels, np.ndarray)
+    if in_memory and not isinstance(cluster, Engine):
         return sum_contingency(map(_of_block, items))
     voxels = grid.sizes
     with open_engine(cluster, display=display) as engine:

@@ -9,6 +9,7 @@ from typing import Any
 from topo_dask.config import choice, number
 from topo_dask.errors import TopoError
 from topo_dask.plan.outline import Plan
+from topo_dask.run.compare import compare
 from topo_dask.run.dry import DryRun, Ended, nowhere
 from topo_dask.run.execute import Cluster
 from topo_dask.run.flows import flows
@@ -31,10 +32,11 @@ JOBS: dict[str, Callable[..., Any]] = {
     "instance_table": instance_table,
     "map_tiles": map_tiles,
     "fuse_mosaic": fuse_mosaic,
+    "compare": compare,
 }
 """Jobs that can be planned, by name."""
 
-SAMPLED = ("flows", "segment", "segment_classes", "flow_targets", "instance_table")
+SAMPLED = ("flows", "segment", "segment_classes", "flow_targets", "instance_table", "compare")
 """Those of which parts can be run."""
 
 
@@ -48,7 +50,7 @@ def plan(job: str, *arguments: Any, sample: int = 2, **named: Any) -> Plan:
     ----------
     job
         "flows", "segment", "segment_classes", "relabel", "flow_targets", "instance_table",
-        "map_tiles" or "fuse_mosaic".
+        "map_tiles", "fuse_mosaic" or "compare".
     arguments, named
         Those of the function of that name. ``output`` may be left out; it is checked if it is
         given. ``cluster`` is where it would run: a scheduler that runs already is asked for its
@@ -83,7 +85,7 @@ def plan(job: str, *arguments: Any, sample: int = 2, **named: Any) -> Plan:
     function = JOBS[job]
     given = inspect.signature(function).bind_partial(*arguments, **named).arguments
     cluster, output = given.pop("cluster", None), given.pop("output", None)
-    found = planned(function, {**given, "output": output or nowhere()}, cluster)
+    found = planned(function, given, cluster, output)
     if sample == 0 or job not in SAMPLED:
         return found
     return timed(function, given, found, int(sample))
@@ -106,16 +108,18 @@ def timed(function: Callable[..., Any], given: Mapping[str, Any], found: Plan, c
     except TopoError as error:
         why = f"no time is known: a sample ended with {type(error).__name__}: {error}"
         return found.with_problem(why)
-    plans = [
-        planned(function, {**sample.arguments, "output": nowhere()}, "sync") for sample in samples
-    ]
+    plans = [planned(function, sample.arguments, "sync") for sample in samples]
     return with_times(found, samples, plans)
 
 
-def planned(function: Callable[..., Any], given: Mapping[str, Any], cluster: Cluster) -> Plan:
+def planned(
+    function: Callable[..., Any], given: Mapping[str, Any], cluster: Cluster, output: Any = None
+) -> Plan:
     """The plan of a job that is called with a dry run in the place of its cluster."""
+    writes = "output" in inspect.signature(function).parameters
+    place = {"output": output or nowhere()} if writes else {}
     try:
-        function(**given, cluster=DryRun(cluster))
+        function(**given, **place, cluster=DryRun(cluster))
     except Ended as ended:
         return ended.work.plan(machine_of(cluster, backend=ended.work.backend))
     raise AssertionError("the job did not end where work begins")

@@ -45,6 +45,11 @@ def _generation(job: FlowJob, iterations: int) -> Path:
     return job.rounds / f"after-{iterations}"
 
 
+def _state(job: FlowJob, number: int, iterations: int) -> Path:
+    """Where the fields of a block after some iterations are: the bytes of one after the other."""
+    return _generation(job, iterations) / f"{number}.npy"
+
+
 def _fragments(job: FlowJob, number: int) -> Path:
     """Where the flows of a block's instances are, by the round in which they ended."""
     assert job.rounds is not None
@@ -53,8 +58,7 @@ def _fragments(job: FlowJob, number: int) -> Path:
 
 def _read_fields(job: FlowJob, region: Region, iterations: int) -> list[npt.NDArray[Any]]:
     """The fields of a region after some iterations; 0 in blocks in which nothing goes on."""
-    folder = _generation(job, iterations)
-    going_on = load_array(folder / "blocks.npy")
+    going_on = load_array(_generation(job, iterations) / "blocks.npy")
     types = cpu.field_types(job.settings.potential)
     fields = [np.zeros(region.shape, dtype=dtype) for dtype in types]
     for number in job.grid.touching(region):
@@ -63,8 +67,10 @@ def _read_fields(job: FlowJob, region: Region, iterations: int) -> list[npt.NDAr
         block = job.grid.region(number)
         common = block.intersect(region)
         inside, target = (common.relative_to(r.start).slices for r in (block, region))
-        for f, field in enumerate(fields):
-            field[target] = load_array(folder / f"{number}-{f}.npy", memory_map=True)[inside]
+        state = load_array(_state(job, number, iterations), memory_map=True)
+        for field in fields:
+            bytes_of, state = np.split(state, [block.size * field.itemsize])
+            field[target] = bytes_of.view(field.dtype).reshape(block.shape)[inside]
     return fields
 
 
@@ -100,8 +106,8 @@ def advance_block(task: RoundTask) -> tuple[int, int]:
         save_table(path, at=at.astype(np.uint32), flow=flow.reshape(3, -1)[:, at])
     most = int(total.max())
     if most > span.end:
-        for f, field in enumerate(fields):
-            save_array(_generation(job, span.end) / f"{task.number}-{f}.npy", field)
+        state = np.concatenate([field.ravel().view(np.uint8) for field in fields])
+        save_array(_state(job, task.number, span.end), state)
     return int(at.size), most
 
 

@@ -6,6 +6,7 @@ and the plan of the whole say it reads.
 
 from __future__ import annotations
 
+import inspect
 import math
 import os
 import tempfile
@@ -26,7 +27,7 @@ from topo_dask.plan.outline import Plan
 from topo_dask.run.execute import SyncEngine
 from topo_dask.storage import open_array
 
-VOLUMES = ("labels", "flows", "foreground", "spatial_mask", "probabilities")
+VOLUMES = ("labels", "truth", "flows", "foreground", "spatial_mask", "probabilities")
 """Arguments that are cut to the sampled part."""
 
 NOT_FOR_SAMPLES = (
@@ -119,7 +120,9 @@ def _run_part(
     own["blocks"] = part.shape
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        job(**own, output=output, cluster=clock, progress=False, ignore_memory=True)
+        how = {"output": output, "cluster": clock, "progress": False, "ignore_memory": True}
+        known = inspect.signature(job).parameters
+        job(**own, **{name: value for name, value in how.items() if name in known})
     size = sum(
         os.path.getsize(os.path.join(where, name))
         for where, _, names in os.walk(output)
