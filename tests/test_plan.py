@@ -373,7 +373,7 @@ def test_comparison_can_be_planned_and_sampled(inputs: Path) -> None:
     shown = CliRunner().invoke(main, [*words, "--dry-run", "--json"])
     assert json.loads(shown.output)["tasks"] == 12
     done = CliRunner().invoke(main, [*words, "--json"])
-    assert json.loads(done.output)["equal"] is True
+    assert json.loads(done.stdout)["identical"] is True
 
 
 def test_every_job_of_the_command_line_can_be_planned() -> None:

@@ -118,6 +118,21 @@ def test_many_iterations_are_made_in_rounds_and_few_in_a_context() -> None:
     assert "times as long" in repr(few)
 
 
+def test_the_reason_says_what_each_would_take() -> None:
+    few, many = (choose_context(FlowSettings(n_iter=n), GRID) for n in (10, 3000))
+    for chosen in (few, many):
+        assert chosen.cost in chosen.reason
+        assert chosen.reason.count("core seconds") == chosen.reason.count("values updated") == 2
+    # Only a context can be accelerated: that counts where it is asked for, and is said where not.
+    asked = choose_context(FlowSettings(n_iter=3000, acceleration="auto"), GRID)
+    assert asked.seconds <= many.seconds
+    assert "acceleration" not in asked.reason + few.reason
+    quick = FlowSettings(n_iter=3000, acceleration="chebyshev")
+    assert choose_context(quick, GRID).sweeps > 0
+    said = "acceleration='auto' would take" in many.reason
+    assert said == (choose_context(quick, GRID).seconds < 0.8 * many.seconds)
+
+
 def test_the_choice_is_the_cheapest() -> None:
     chosen = choose_context(FlowSettings(n_iter=1000), GRID)
     for rounds in (4, 16, 24, 48, 128, 999):
