@@ -376,7 +376,8 @@ def _cost_of_context(
         voxels += core + read
     other = voxels * VOXEL_SECONDS + len(widths) * TASK_SECONDS
     updates *= WEIGHTS[settings.potential]
-    return _Cost(*(sample.share * n for n in (updates, voxels * itemsize, other)))
+    share = sample.share
+    return _Cost(share * updates, share * voxels * itemsize, share * other)
 
 
 def _cost_of_rounds(sample: _Sample, length: int, settings: FlowSettings, itemsize: int) -> _Cost:
@@ -397,7 +398,8 @@ def _cost_of_rounds(sample: _Sample, length: int, settings: FlowSettings, itemsi
     moved = bytes_read + written * state + flows
     other = labels * ROUND_VOXEL_SECONDS + moved * BYTE_SECONDS + tasks * TASK_SECONDS
     updates *= WEIGHTS[settings.potential]
-    return _Cost(*(sample.share * n for n in (updates, bytes_read, other)), WAITING)
+    share = sample.share
+    return _Cost(share * updates, share * bytes_read, share * other, WAITING)
 
 
 def most_in_rounds(settings: FlowSettings) -> float:
