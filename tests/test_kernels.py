@@ -266,6 +266,32 @@ def test_tracking_is_equal_to_the_bit(
     assert_array_equal(results[1][1], results[0][1])
 
 
+@given(
+    hnp.array_shapes(min_dims=3, max_dims=3, max_side=9),
+    seeds,
+    st.integers(0, 40),
+    threads,
+    st.sampled_from(["nearest", "linear"]),
+)
+def test_particles_of_a_mask_are_tracked_like_others(shape, seed, n_steps, number, interpolation):
+    """Through the whole volume, which none leaves, and through a part of it."""
+    rng = np.random.default_rng(seed)
+    flow = cpu.interleave(rng.normal(size=(3, *shape)).astype(np.float32))
+    mask = rng.integers(-1, 2, size=shape).astype(rng.choice(["bool", "int8", "float32"]))
+    how = {"step_size": 0.9, "interpolation": interpolation}
+    for origin, more in (((0, 0, 0), 0), ((2, 0, 3), 4)):
+        place = {"origin": origin, "shape": tuple(n + more for n in shape)}
+        wanted = cpu.foreground_voxels(mask, origin=origin)
+        left = np.full(len(wanted), n_steps, dtype=np.int32)
+        cpu.track(flow, wanted, left, **place, **how)
+        found = cpu.track_voxels(flow, mask, start=origin, n_steps=n_steps, **place, **how)
+        assert_array_equal(found[0], wanted, strict=True)
+        assert_array_equal(found[1], left, strict=True)
+        if more == 0:
+            ends = cpu.track_volume(flow, mask, n_steps=n_steps, threads=number, **how)
+            assert_array_equal(ends, wanted, strict=True)
+
+
 @given(st.integers(0, 70), st.lists(st.tuples(st.integers(0, 69), st.floats(width=32)), max_size=3))
 def test_all_finite(count, values):
     flow = np.full((count, 1, 1, 4), np.finfo(np.float32).max, np.float32)

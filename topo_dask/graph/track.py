@@ -170,10 +170,9 @@ def flow_ready(
     block: Region,
     argument: str = "flow",
     backend: str = "auto",
-    threads: int = 1,
 ) -> npt.NDArray[np.float32]:
     """The flow read for a block as the kernel wants it; raises InvalidData for NaN or infinity."""
-    ready = kernels_for(backend).interleave(flow, threads=threads)
+    ready = kernels_for(backend).interleave(flow)
     check_finite(ready, origin=read.start, block=block, argument=argument)
     return ready
 
@@ -436,24 +435,40 @@ def track_flows(
             da.concatenate([da.from_delayed(s, unknown, dtype=np.int64) for s in starts]),
             da.concatenate([da.from_delayed(e, unknown, dtype=np.float64) for e in ends]),
         )
-    mask = np.asarray(sem_mask)
+    return _track_in_memory(np.asarray(sem_mask), np.asarray(flow), settings)
+
+
+def _track_in_memory(
+    mask: npt.NDArray[Any], flow: npt.NDArray[Any], settings: SegmentSettings
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     whole, threads = Region((0, 0, 0), mask.shape), available_cores()
     check_no_nan(mask, origin=whole.start, block=whole, argument="sem_mask")
-    kernels = kernels_for(backend)
-    ready = flow_ready(np.asarray(flow), read=whole, block=whole, backend=backend, threads=threads)
+    kernels = kernels_for(settings.backend)
     how: dict[str, Any] = {
-        "origin": whole.start,
-        "shape": mask.shape,
-        "step_size": step_size,
-        "interpolation": interpolation,
+        "n_steps": settings.n_steps,
+        "step_size": settings.step_size,
+        "interpolation": settings.interpolation,
     }
-    if isinstance(kernels, DeviceKernels):  # a byte a voxel goes there, not 24 a particle
-        present = mask if mask.itemsize == 1 else mask != 0
-        positions, _ = kernels.track_voxels(
-            ready, present, start=whole.start, n_steps=settings.n_steps, **how
-        )
-    else:
-        positions = cpu.foreground_voxels(mask, threads=threads)
-        steps_left = np.full(len(positions), settings.n_steps, dtype=np.int32)
-        kernels.track(ready, positions, steps_left, threads=threads, **how)
-    return cpu.foreground_voxels(mask, dtype=np.int64, threads=threads), positions
+    if isinstance(kernels, DeviceKernels):
+        ready = flow_ready(flow, read=whole, block=whole, backend=settings.backend)
+        present = mask if mask.itemsize == 1 else mask != 0  # a byte a voxel goes there
+        place: dict[str, Any] = {"origin": whole.start, "shape": mask.shape}
+        ends, _ = kernels.track_voxels(ready, present, start=whole.start, **place, **how)
+        return cpu.foreground_voxels(mask, dtype=np.int64, threads=threads), ends
+    voxels = np.empty((np.count_nonzero(mask), 3), dtype=np.int64)
+    ready = _room(voxels, mask.shape)
+    cpu.interleave_into(ready, flow, threads=threads)
+    check_finite(ready, origin=whole.start, block=whole, argument="flow")
+    ends = cpu.track_volume(ready, mask, threads=threads, **how)
+    return cpu.foreground_voxels(mask, dtype=np.int64, threads=threads, out=voxels), ends
+
+
+def _room(voxels: npt.NDArray[np.int64], shape: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    """Room for an interleaved flow where voxels come later, if it is enough; else new one.
+
+    What takes longest of all beside the steps is memory that is touched for the first time.
+    """
+    numbers = 4 * math.prod(shape)
+    if 2 * voxels.size < numbers:
+        return np.empty((*shape, 4), dtype=np.float32)
+    return voxels.reshape(-1).view(np.float32)[:numbers].reshape(*shape, 4)

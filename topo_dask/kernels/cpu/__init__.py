@@ -18,7 +18,9 @@ from topo_dask.kernels.cpu.tracking import (
     all_finite,
     foreground_voxels,
     interleave,
+    interleave_into,
     track,
+    track_volume,
     track_voxels,
 )
 
@@ -44,6 +46,7 @@ __all__ = [
     "foreground_voxels",
     "instance_facts",
     "interleave",
+    "interleave_into",
     "join_cells",
     "label_runs",
     "nearest_labels",
@@ -53,5 +56,6 @@ __all__ = [
     "renamed",
     "rows_of",
     "track",
+    "track_volume",
     "track_voxels",
 ]

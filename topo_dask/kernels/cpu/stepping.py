@@ -19,7 +19,7 @@ from topo_dask.kernels.jit import compiled
 LANES = 64
 """Particles advanced together: one alone would wait for its own last load at every step."""
 
-CHUNK = 8
+CHUNK = 25
 """Steps made together before a look at who left; what leaves makes up to so many once more."""
 
 ALONE = 3
@@ -135,7 +135,8 @@ def _aim(
 ) -> Any:
     """Where in the flow the particles from number ``j`` are: into each one's first place of ``at``.
 
-    One that is outside gets the nearest voxel, and a bit in ``away`` that stays.
+    One that is outside gets the nearest voxel, and a bit in ``away`` that stays. Without ``away``
+    the flow is that of the whole volume, which none leaves.
     """
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -144,13 +145,14 @@ def _aim(
         numbers = context.get_value_type(kinds[4].dtype)
         size = numbers.width // 8
         voxel = builder.fptosi(_load(builder, position, 8), ir.VectorType(numbers, WIDTH))
-        voxel = builder.sub(voxel, _repeated(builder, given[4]))
-        end = _repeated(builder, given[5])
-        inside = _clipped(builder, builder.icmp_signed, voxel, _constant(numbers, 0), end)
-        mark = _pointer(context, builder, kinds[2], given[2], place, WIDTH)
-        was = _load(builder, mark, size)
-        _store(builder, builder.or_(was, builder.xor(voxel, inside)), mark, size)
-        index = builder.mul(inside, _repeated(builder, given[6]))
+        if not isinstance(kinds[2], types.NoneType):
+            there = builder.sub(voxel, _repeated(builder, given[4]))
+            end = _repeated(builder, given[5])
+            voxel = _clipped(builder, builder.icmp_signed, there, _constant(numbers, 0), end)
+            mark = _pointer(context, builder, kinds[2], given[2], place, WIDTH)
+            was = _load(builder, mark, size)
+            _store(builder, builder.or_(was, builder.xor(there, voxel)), mark, size)
+        index = builder.mul(voxel, _repeated(builder, given[6]))
         for turn in (2, 1):  # the sum over the four numbers of each particle, in all of them
             other = _shuffle(builder, index, index, [n ^ turn for n in range(WIDTH)])
             index = builder.add(index, other)
@@ -215,6 +217,30 @@ def _walk(flow: Any, particles: Any, k: Any, steps: Any, place: Any, step: Any) 
 
 
 @compiled
+def _lanes(numbers: Any) -> Any:
+    """Four numbers for each lane, 0, that begin where a cache line does.
+
+    What a vector operation reads or writes would lie in two lines otherwise.
+    """
+    spare = 64 // numbers.itemsize
+    room = np.zeros(4 * LANES + spare, numbers.dtype)
+    first = (-room.ctypes.data % 64) // numbers.itemsize
+    return room[first : first + 4 * LANES]
+
+
+@compiled
+def _steps(
+    flow: Any, particles: Any, at: Any, away: Any, steps: Any, place: Any, step: Any
+) -> None:
+    """Make some steps in all lanes."""
+    for _ in range(steps):
+        for j in range(0, 4 * LANES, WIDTH):
+            _aim(particles, at, away, j, place.low, place.last, place.strides)
+        for j in range(0, 4 * LANES, WIDTH):
+            _move(particles, at, j, flow, place.top, step)
+
+
+@compiled
 def _together(
     flow: Any, particles: Any, at: Any, away: Any, steps: Any, place: Any, step: Any
 ) -> bool:
@@ -223,11 +249,7 @@ def _together(
     Tells whether there are any.
     """
     away[:] = 0
-    for _ in range(steps):
-        for j in range(0, 4 * LANES, WIDTH):
-            _aim(particles, at, away, j, place.low, place.last, place.strides)
-        for j in range(0, 4 * LANES, WIDTH):
-            _move(particles, at, j, flow, place.top, step)
+    _steps(flow, particles, at, away, steps, place, step)
     bits = away[0]
     for j in range(4 * LANES):
         bits |= away[j]
@@ -254,8 +276,8 @@ def track_nearest(
     All lanes make some steps together. One that left the flow on the way, or had fewer steps left,
     does them again from where it was, alone; then the next particle takes its lane.
     """
-    particles, before = np.zeros(4 * LANES), np.zeros(4 * LANES)
-    at, away = np.zeros(4 * LANES, numbers.dtype), np.zeros(4 * LANES, numbers.dtype)
+    particles, before = _lanes(positions), _lanes(positions)
+    at, away = _lanes(numbers), _lanes(numbers)
     who, rest = np.full(LANES, -1), np.zeros(LANES, np.int32)
     coming, vacant = span[0], True
     while True:
@@ -293,3 +315,20 @@ def track_nearest(
                 for c in range(3):
                     positions[i, c] = particles[k + c]
                 who[j], rest[j] = -1, 0
+
+
+@compiled
+def track_whole(
+    flow: Any, positions: Any, n_steps: Any, place: Any, step: Any, numbers: Any, span: Any
+) -> None:
+    """Advance the particles of a range by as many steps through the flow of the whole volume."""
+    particles, at = _lanes(positions), _lanes(numbers)
+    for first in range(span[0], span[1], LANES):
+        count = min(LANES, span[1] - first)
+        for j in range(count):
+            for c in range(3):
+                particles[4 * j + c] = positions[first + j, c]
+        _steps(flow, particles, at, None, n_steps, place, step)
+        for j in range(count):
+            for c in range(3):
+                positions[first + j, c] = particles[4 * j + c]
