@@ -88,7 +88,7 @@ def test_the_cluster_lines_of_the_readme_are_understood(
 def test_the_python_of_the_readme_runs(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tissue.zarr").symlink_to(folder / "tissue.zarr")
     blocks = fences("python")
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for number, block in enumerate(blocks):
         script = tmp_path / f"example{number}.py"
         script.write_text(block, encoding="utf-8")

@@ -46,6 +46,10 @@ ROOT = Path(__file__).resolve().parents[1]
         ({"system": "threads", "memory": "1GB"}, "memory"),
         ({"system": "htcondor", "queue": "short"}, "queue"),
         ({"system": "slurm", "tls_cert": "a.pem"}, "tls"),
+        (
+            {"system": "threads", **dict.fromkeys(("tls_ca_file", "tls_cert", "tls_key"), "a")},
+            "tls",
+        ),
     ],
     ids=str,
 )

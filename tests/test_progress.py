@@ -189,6 +189,7 @@ def test_a_run_leaves_its_record_beside_the_chunks(labels: Path, tmp_path: Path)
     topo_dask.flows(labels, out, n_iter=7, blocks=4, cluster="threads")
     record = json.loads((out / "run.json").read_text())
     assert record["settings"]["n_iter"] == 7
+    assert record["inputs"] == [str(labels)]
     (attempt,) = record["attempts"]
     assert attempt["versions"]["dask"]
     assert "threads" in attempt["cluster"]

@@ -29,6 +29,7 @@ import topo_dask
 from topo_dask.errors import DamagedFile, OutputExists, RunInProgress, TaskFailed
 from topo_dask.run.damage import Stages
 from topo_dask.run.execute import WINDOW, Engine, PoolEngine, open_engine
+from topo_dask.run.files import input_mark
 from topo_dask.storage import create_array
 from topo_dask.testing import synthetic_tissue
 
@@ -456,6 +457,18 @@ def test_a_changed_input_is_noticed(
     assert stages_done(capsys.readouterr().err)["track"] == N_BLOCKS
     call("segment", source, tmp_path / "again" / "out.zarr")
     assert tree(out) == tree(tmp_path / "again" / "out.zarr")
+
+
+def test_a_chunk_put_back_from_a_copy_is_a_change(tmp_path: Path) -> None:
+    """Also where it is as long as the one before and older than others."""
+    path = store(tmp_path / "a.zarr", np.ones((8, 8, 24), np.uint8))
+    array = zarr.open_array(str(path), mode="r")
+    before = input_mark(array)
+    assert input_mark(zarr.open_array(str(path), mode="r")) == before
+    chunk = next(p for p in sorted((path / "c").rglob("*")) if p.is_file())
+    written = chunk.stat().st_mtime_ns
+    os.utime(chunk, ns=(written, written - 10**10))
+    assert input_mark(array) != before
 
 
 @pytest.mark.parametrize("kind", [np.asarray, lambda a: da.from_array(a, chunks=7)])

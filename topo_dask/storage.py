@@ -503,13 +503,15 @@ class Output:
         argument: str = "output",
     ) -> None:
         self.argument, self.overwrite, self.resume = argument, overwrite, resume
+        sources = list(inputs)
+        self.inputs = [_told(source) for source in sources]
         self.path = _output_path(path, argument)
         # Always beside the output, so that publishing is a rename on one file system.
         self._stage = self.path.with_name(f"{self.path.name}.work")
         base = self._stage.parent if work_dir is None else _output_path(work_dir, "work_dir")
         self._scratch = base / self._stage.name
         self._started = False
-        for source in inputs:
+        for source in sources:
             self._refuse_overlap(source)
         for directory in self._directories:
             self._refuse_running(directory)
@@ -925,6 +927,17 @@ def _path_of(source: Any) -> Path | None:
     else:
         return None
     return path
+
+
+def _told(source: Any) -> str:
+    """What an input is, for people: where it lies, or the array in memory that it is."""
+    path = _path_of(source)
+    if path is not None:
+        return str(path)
+    if isinstance(source, (zarr.Array, zarr.Group)):
+        return str(source.store_path)
+    kind, dtype = type(source).__name__, getattr(source, "dtype", "")
+    return f"{kind} {'x'.join(map(str, getattr(source, 'shape', ())))} {dtype}".strip()
 
 
 def _contains(outer: Path, inner: Path) -> bool:

@@ -18,6 +18,9 @@ from topo_dask.errors import InputNotFound, InvalidArgument, InvalidType
 HERE = ("sync", "threads", "processes", "local", "gpu")
 """Clusters of this machine."""
 
+POOLS = ("sync", "threads", "processes")
+"""Those of them without a server."""
+
 BATCH = ("slurm", "pbs", "lsf", "sge", "htcondor", "oar")
 """Batch systems, of which jobs are asked."""
 
@@ -182,6 +185,9 @@ class ClusterOptions:
         if any(given) and not all(given):
             names = ", ".join(TLS)
             raise InvalidArgument("tls", "only some of its files", f"all of {names}", "Pass all.")
+        if any(given) and self.system in POOLS:
+            came = f"its files with cluster {self.system!r}, which connects nothing"
+            raise InvalidArgument("tls", came, "it where dask has a scheduler", "Leave it out.")
         for name in TLS:
             path = getattr(self, name)
             if path is not None and not os.path.isfile(path):

@@ -29,7 +29,7 @@ from distributed.protocol.pickle import dumps, loads
 from topo_dask.errors import InvalidArgument, TaskFailed, TopoError
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.run.cluster import RunningCluster, start
-from topo_dask.run.cluster_options import ClusterOptions
+from topo_dask.run.cluster_options import POOLS, ClusterOptions
 from topo_dask.run.progress import Display, Measured, Progress
 
 Cluster = Any
@@ -482,7 +482,7 @@ def open_engine(cluster: Cluster = None, *, display: Display | None = None) -> I
 
 
 def _opened(options: ClusterOptions, stack: ExitStack, display: Display | None) -> Engine:
-    if options.system not in ("sync", "threads", "processes"):
+    if options.system not in POOLS:
         say = display.leave if display is not None else None
         running = start(options, **({} if say is None else {"say": say}))
         return DaskEngine(stack.enter_context(running).client, display, running)

@@ -54,7 +54,9 @@ class RunOptions:
     work_dir
         Where scratch data goes; ``None`` for beside the output.
     resume
-        Go on with an unfinished run.
+        Go on with an unfinished run. What was made of an input that has changed since is made
+        anew: on file systems that is seen by its files' names, sizes and times; of a store
+        elsewhere (a URL) by its metadata alone.
     overwrite
         Replace an existing output when the new one is complete.
     cluster
@@ -183,7 +185,12 @@ def open_run(
             check_memory(work, engine)
         with output.lock():
             folder = output.scratch
-            about = {"output": output.path, "settings": settings, "blocks": options.blocks}
+            about = {
+                "output": output.path,
+                "inputs": _few(output.inputs),
+                "settings": settings,
+                "blocks": options.blocks,
+            }
             record = Record(output.record, about, repr(engine))
             outer, engine.recorder = engine.recorder, _Recorder(record)
             try:
@@ -191,6 +198,12 @@ def open_run(
                     yield Run(output, engine, Ledger(folder), record)
             finally:
                 engine.recorder = outer
+
+
+def _few(names: list[str], most: int = 100) -> list[str]:
+    """Names for the record: of thousands of tiles the first ones."""
+    more = len(names) - most
+    return names if more <= 0 else [*names[:most], f"and {more} more"]
 
 
 @dataclass
