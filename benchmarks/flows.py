@@ -9,7 +9,10 @@
 
 All are calls of `generate_diffusion_flows` on arrays in memory, warm, in turns, on all cores. An
 update is a voxel of one field replaced by the mean of its neighbours; instances with fewer
-iterations than the most count with the most.
+iterations than the most count with the most. Beside them stands the plain stencil of `stencil.py`,
+float32 without labels, of the same size on all cores: what the machine can do. The Poisson
+potential has no iterations of that kind; for it, as for the others, stands how many updates of
+every voxel the plain stencil makes in the same time.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 import common
 import numpy as np
 import numpy.typing as npt
+import stencil
 
 import topo_dask
 from topo_dask.kernels.cpu.diffusion import TINY, domain_of, weights_of
@@ -33,6 +37,9 @@ from topo_dask.storage import open_array
 TITLE = "Flows: potentials, iterations, origins, sizes"
 TOLERANCE = 1e-4
 FIELDS = {"coordinate": 4, "heat": 1}
+POTENTIALS = ("coordinate", "heat", "poisson")
+PLAIN_ITERATIONS = 40
+FLAT = 1.15
 
 Labels = npt.NDArray[Any]
 
@@ -63,7 +70,24 @@ def cube(source: Any, size: int) -> Labels:
     return inner if size > min(array.shape) else inner.astype(array.dtype)
 
 
-def rows(times: dict[str, common.Times], labels: Labels, updates: dict[str, int]) -> list[Any]:
+def plain_speed(shape: tuple[int, ...], repetitions: int) -> float:
+    """Updates a second of the plain stencil, in the faster of its two forms."""
+    fields = [np.zeros([n + 2 for n in shape], dtype=np.float32) for _ in range(2)]
+    fields[0][1:-1, 1:-1, 1:-1] = np.arange(shape[0], dtype=np.float32)[:, None, None]
+    threads = available_cores()
+    with starmap(threads) as run:
+        sides: dict[str, Any] = {
+            "simple": lambda: stencil.simple(fields, PLAIN_ITERATIONS, threads)[0, 0, 0],
+            "blocked": lambda: stencil.blocked(fields, PLAIN_ITERATIONS, threads, run)[0, 0, 0],
+        }
+        times = common.interleaved(sides, repetitions)
+    best = min(took.best for took in times.values())
+    return float(PLAIN_ITERATIONS * np.prod(shape) / best)
+
+
+def rows(
+    times: dict[str, common.Times], labels: Labels, updates: dict[str, int], plain: float
+) -> list[Any]:
     first = next(iter(times.values()))
     made = []
     for name, took in times.items():
@@ -76,6 +100,7 @@ def rows(times: dict[str, common.Times], labels: Labels, updates: dict[str, int]
                 f"{1e6 * took.best / labels.size:.3g}",
                 f"{took.best / first.best:.2f}",
                 "" if done is None else f"{done / took.best / 1e9:.2f}",
+                f"{took.best * plain / labels.size:.0f}",
             ]
         )
     return made
@@ -86,7 +111,7 @@ def potentials(parsed: argparse.Namespace) -> str:
     n = parsed.n_iter
     make = topo_dask.generate_diffusion_flows
     sides: dict[str, Any] = {f"coordinate, n = {n}": partial(make, labels, n)}
-    for potential in ("heat", "poisson"):
+    for potential in POTENTIALS[1:]:
         sides[f"{potential}, n = {n}"] = partial(make, labels, n, potential=potential)
     sides[f"coordinate, n = {10 * n}"] = partial(make, labels, 10 * n)
     sides[f"coordinate, n = {10 * n} for all"] = partial(make, labels, 10 * n, False)
@@ -102,8 +127,11 @@ def potentials(parsed: argparse.Namespace) -> str:
         if name.startswith(f"{potential}, n = {n}") and f"{10 * n}" not in name
     }
     headings = ["", "best s", "median s", "us/voxel", "times the first", "G updates/s, all fields"]
-    table = common.table(headings, rows(times, labels, updates))
-    return f"Labels: {common.described(labels)}.\n\n{table}"
+    headings.append("updates a voxel of the plain stencil in that time")
+    plain = plain_speed(labels.shape, parsed.repetitions)
+    table = common.table(headings, rows(times, labels, updates, plain))
+    stands = f"The plain stencil of this size makes {plain / 1e9:.2f} G updates/s."
+    return f"Labels: {common.described(labels)}.\n\n{table}\n\n{stands}"
 
 
 def in_float64(labels: Labels, n: int) -> npt.NDArray[np.float32]:
@@ -149,31 +177,44 @@ def accelerated(parsed: argparse.Namespace) -> str:
 
 
 def sizes(parsed: argparse.Namespace) -> str:
-    made = []
+    repetitions = max(1, parsed.repetitions // 2)
+    made: list[list[Any]] = []
+    costs: dict[str, list[float]] = {potential: [] for potential in POTENTIALS}
     for size in map(int, parsed.sizes.split(",")):
         labels = cube(parsed.labels, size)
         cells: list[Any] = [f"{size}³"]
-        for potential in ("coordinate", "heat"):
+        for potential in POTENTIALS:
             side = partial(
                 topo_dask.generate_diffusion_flows, labels, parsed.n_iter, potential=potential
             )
-            took = common.interleaved({potential: side}, max(1, parsed.repetitions // 2))
-            cells += [
-                f"{took[potential].best:.3f}",
-                f"{1e9 * took[potential].best / labels.size:.0f}",
-            ]
+            took = common.interleaved({potential: side}, repetitions)[potential]
+            costs[potential].append(1e9 * took.best / labels.size)
+            cells += [f"{took.best:.3f}", f"{costs[potential][-1]:.0f}"]
+        speed = plain_speed(labels.shape, repetitions)
+        cells.append(f"{speed / 1e9:.2f}")
+        cells += [f"{cost[-1] * 1e-9 * speed:.0f}" for cost in costs.values()]
         made.append(cells)
-    return common.table(["", "coordinate s", "ns/voxel", "heat s", "ns/voxel"], made)
+    spread: list[Any] = ["most / least"]
+    for cost in costs.values():
+        spread += ["", f"{max(cost) / min(cost):.2f}"]
+    made.append(spread + [""] * (1 + len(POTENTIALS)))
+    headings = [""]
+    for potential in POTENTIALS:
+        headings += [f"{potential} s", "ns/voxel"]
+    headings.append("plain stencil, G updates/s")
+    headings += [f"its updates a voxel in the time of {potential}" for potential in POTENTIALS]
+    return f"Wanted: ns/voxel within {FLAT - 1:.0%}.\n\n" + common.table(headings, made)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     made = arguments()
     parsed = common.parse(made, words)
     tiny = common.crop(parsed.labels, 32)
-    for potential in ("coordinate", "heat", "poisson"):  # compiled now
+    for potential in POTENTIALS:  # compiled now
         topo_dask.generate_diffusion_flows(tiny, potential=potential)
     topo_dask.generate_diffusion_flows(tiny, 1000, False, acceleration="chebyshev")
     in_float64(tiny, 10)
+    plain_speed(tiny.shape, 1)
     common.report(made, parsed, TITLE, [potentials(parsed), accelerated(parsed), sizes(parsed)])
     return 0
 

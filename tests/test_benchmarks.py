@@ -97,6 +97,9 @@ def test_flows_run_and_fill_large_cubes_with_images(labels: Path) -> None:
     assert "| coordinate, n = 100 for all " in out
     assert "| Chebyshev, n = 100 " in out
     assert "| 40³ " in out
+    assert "| most / least |" in out
+    assert "| its updates a voxel in the time of poisson" in out
+    assert "updates a voxel of the plain stencil in that time" in out
     large = module("flows").cube(labels, 40)
     assert large.shape == (40, 40, 40)
     inside = VOLUME > 0
