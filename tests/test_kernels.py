@@ -432,6 +432,27 @@ def test_threads_that_follow_each_other_through_many_strips_change_no_bit():
     assert np.array_equal(one.view(np.uint32), four.view(np.uint32))
 
 
+@pytest.mark.parametrize("potential", ["coordinate", "heat"])
+def test_planes_that_are_worked_on_together_change_no_bit(potential):
+    """More background below: other planes come together, or fewer than all that may."""
+    random = np.random.default_rng(0)
+    labels = np.zeros((11, 9, 34), dtype=np.uint8)
+    labels[1:-1] = random.integers(0, 4, (9, 9, 34))
+    labels[4, 2:5] = 0  # rows of nothing between others
+    labels[7, :, 20:] = 0
+    options = {
+        "ids": np.array([1, 2, 3], np.uint64),
+        "iterations": np.array([11, 19, 16]),
+        "anchors": np.array([[4, 4, 9], [3, 0, 20], [8, 5, 1]]),
+        "potential": potential,
+    }
+    whole = cpu.diffusion_flow(labels, **options)
+    for more in (1, 2, 3):
+        below = np.zeros((more, 9, 34), dtype=np.uint8)
+        moved = cpu.diffusion_flow(np.concatenate((below, labels)), origin=(-more, 0, 0), **options)
+        assert_array_equal(moved[:, more:].view(np.uint32), whole.view(np.uint32))
+
+
 @pytest.mark.parametrize(
     ("potential", "origin"),
     [("coordinate", (0, 0, 0)), ("coordinate", (40_000, 3, 10**6)), ("heat", (0, 0, 0))],

@@ -37,11 +37,11 @@ from topo_dask.kernels.cpu.rows import (
     recur_rows,
     recur_walled_rows,
 )
+from topo_dask.kernels.cpu.space import NEVER
 from topo_dask.kernels.cpu.sweep import (
     CACHE_BYTES,
     FAR,
     LEAST_STRIP,
-    NEVER,
     STEPS_PER_PASS,
     Layout,
 )
@@ -154,6 +154,7 @@ def _recur_rows(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any
             here + stride if plane < nz - 1 else here,
             here - width if y > 0 else here,
             here + width if y < ny - 1 else here,
+            stride,
             degree // 2 * sums.kind_count,
         )
         alike = count, width, low, high

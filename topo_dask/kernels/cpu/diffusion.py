@@ -14,7 +14,8 @@ import numpy.typing as npt
 from topo_dask.kernels.cpu.gradient import point
 from topo_dask.kernels.cpu.heat import HOT, spread
 from topo_dask.kernels.cpu.labels import Integers, compact, rows_of
-from topo_dask.kernels.cpu.sweep import NEVER, Layout, Start, lay_out
+from topo_dask.kernels.cpu.space import NEVER
+from topo_dask.kernels.cpu.sweep import Layout, Start, lay_out
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import Starmap, ranges, serial, starmap
 

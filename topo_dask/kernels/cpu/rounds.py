@@ -21,7 +21,7 @@ from topo_dask.kernels.cpu.diffusion import (
     weights_of,
 )
 from topo_dask.kernels.cpu.labels import Integers
-from topo_dask.kernels.cpu.sweep import NEVER
+from topo_dask.kernels.cpu.space import NEVER
 from topo_dask.kernels.parallel import starmap
 
 

@@ -24,6 +24,10 @@ LANES = 16
 VECTOR_BYTES = 64
 """A vector: 16 float32 or 8 float64."""
 
+PLANES = 4
+"""Rows above each other that are worked on together: what one reads as its own is the next one's
+neighbour, and stays in registers."""
+
 INDEX = ir.IntType(64)
 BYTE = ir.IntType(8)
 
@@ -42,8 +46,10 @@ def aligned(size: int, dtype: Any) -> npt.NDArray[Any]:
 class _Rows:
     """Emits the instructions for rows of arrays that are given by name."""
 
-    def __init__(self, context: Any, builder: Any, arrays: dict[str, tuple[Any, Any]]) -> None:
-        self.builder = builder
+    def __init__(
+        self, context: Any, builder: Any, arrays: dict[str, tuple[Any, Any]], planes: int
+    ) -> None:
+        self.builder, self.planes = builder, planes
         self.data, self.element = {}, {}
         for name, (kind, value) in arrays.items():
             self.data[name] = context.make_array(kind)(context, builder, value).data
@@ -93,36 +99,49 @@ class _Rows:
         large = self.builder.fcmp_ordered(">=", absolute, least)
         return self.builder.select(large, value, self.zero)
 
-    def mean(
+    def means(
         self,
         at: list[Any],
         moved: Any,
-        triple: tuple[Any, ...],
+        triples: list[tuple[Any, ...]],
         weights: list[Any],
-        total: Any = None,
-    ) -> Any:
-        """The weighted sum over a vector's neighbours, on top of ``total``.
+        totals: list[Any] | None = None,
+    ) -> list[Any]:
+        """The weighted sums over the neighbours of a vector of each plane, on top of ``totals``.
 
-        ``triple`` is the vector and its two sides.
+        ``triples`` are the vectors and their two sides.
         """
         builder, lanes = self.builder, self.lanes
-        before, here, after = triple
-        centre, below, above, front, back = (builder.add(offset, moved) for offset in at)
-        linked = self.flags("links", centre)
-        walls = self.flags("walls", centre) if "walls" in self.data else None
-        pairs = (
-            (self.values("old", below), self.values("old", above)),
-            (self.values("old", front), self.values("old", back)),
-            (
-                self.shuffled(before, here, list(range(lanes - 1, 2 * lanes - 1))),
-                self.shuffled(here, after, list(range(1, lanes + 1))),
-            ),
-        )
-        for axis, (low, high) in enumerate(pairs):
-            both = self.counted(2 * axis, low, self.zero, here, linked, walls)
-            both = self.counted(2 * axis + 1, high, both, here, linked, walls)
-            total = self.times_plus(both, weights[axis], total)
-        return total
+        centre, below, above, front, back = (builder.add(n, moved) for n in at[:5])
+        stride = at[5]
+        column = [self.values("old", below), *(t[1] for t in triples), self.values("old", above)]
+        found = []
+        for plane, (before, here, after) in enumerate(triples):
+            linked = self.flags("links", self.up(centre, stride, plane))
+            walls = None
+            if "walls" in self.data:
+                walls = self.flags("walls", self.up(centre, stride, plane))
+            pairs = (
+                (column[plane], column[plane + 2]),
+                tuple(self.values("old", self.up(side, stride, plane)) for side in (front, back)),
+                (
+                    self.shuffled(before, here, list(range(lanes - 1, 2 * lanes - 1))),
+                    self.shuffled(here, after, list(range(1, lanes + 1))),
+                ),
+            )
+            total = None if totals is None else totals[plane]
+            for axis, (low, high) in enumerate(pairs):
+                both = self.counted(2 * axis, low, self.zero, here, linked, walls)
+                both = self.counted(2 * axis + 1, high, both, here, linked, walls)
+                total = self.times_plus(both, weights[axis], total)
+            found.append(total)
+        return found
+
+    def up(self, at: Any, stride: Any, planes: int) -> Any:
+        """Where what is so many planes farther up is."""
+        for _ in range(planes):
+            at = self.builder.add(at, stride)
+        return at
 
     def counted(self, bit: int, value: Any, sum_: Any, here: Any, linked: Any, walls: Any) -> Any:
         """Add to a sum a neighbour that is linked, or behind a wall the voxel itself."""
@@ -151,11 +170,15 @@ class _Rows:
         return insert(self.builder.module, kind, name)
 
     def loop(
-        self, centre: Any, rows: list[Any], each: Callable[[Any, tuple[Any, ...]], None]
+        self,
+        at: list[Any],
+        rows: list[Any],
+        each: Callable[[Any, list[tuple[Any, ...]]], None],
     ) -> None:
         """Go through the groups of rows; what lies beyond a row's ends is a mirror image."""
         builder, lanes = self.builder, self.lanes
         count, width, first, end = rows
+        centres = [self.up(at[0], at[5], plane) for plane in range(self.planes)]
         group, step = ir.Constant(INDEX, LANES), ir.Constant(INDEX, lanes)
         first = builder.mul(first, group)
         last = builder.sub(builder.mul(end, group), step)
@@ -170,23 +193,26 @@ class _Rows:
         builder.cbranch(builder.icmp_signed("<", begin, beyond_all), row, done)
         builder.position_at_end(row)
         from_here, to_here = builder.add(begin, first), builder.add(begin, last)
-        start = self.values("old", builder.add(centre, from_here))
-        mirrored = self.shuffled(start, start, [0] * lanes)
+        start = [self.values("old", builder.add(centre, from_here)) for centre in centres]
+        mirrored = [self.shuffled(values, values, [0] * lanes) for values in start]
         builder.branch(head)
         builder.position_at_end(head)
-        moved, before, here = builder.phi(INDEX), builder.phi(self.real), builder.phi(self.real)
-        for phi, value in ((moved, from_here), (before, mirrored), (here, start)):
+        moved = builder.phi(INDEX)
+        before, here = ([builder.phi(self.real) for _ in centres] for _ in range(2))
+        phis = [moved, *before, *here]
+        for phi, value in zip(phis, [from_here, *mirrored, *start], strict=True):
             phi.add_incoming(value, row)
         builder.cbranch(builder.icmp_signed("<", moved, to_here), body, end)
         builder.position_at_end(body)
         beyond = builder.add(moved, step)
-        after = self.values("old", builder.add(centre, beyond))
-        each(moved, (before, here, after))
-        for phi, value in ((moved, beyond), (before, here), (here, after)):
+        after = [self.values("old", builder.add(centre, beyond)) for centre in centres]
+        each(moved, list(zip(before, here, after, strict=True)))
+        for phi, value in zip(phis, [beyond, *here, *after], strict=True):
             phi.add_incoming(value, builder.block)
         builder.branch(head)
         builder.position_at_end(end)
-        each(moved, (before, here, self.shuffled(here, here, [lanes - 1] * lanes)))
+        after = [self.shuffled(values, values, [lanes - 1] * lanes) for values in here]
+        each(moved, list(zip(before, here, after, strict=True)))
         begin.add_incoming(builder.add(begin, width), builder.block)
         builder.branch(outer)
         builder.position_at_end(done)
@@ -214,23 +240,22 @@ def _offsets(builder: Any, arguments: Any) -> Iterator[list[Any]]:
         yield [builder.extract_value(values, i) for i in range(len(values.type.elements))]
 
 
-def _rows_of(names: tuple[str, ...], *, walled: bool, flush: bool) -> Any:
+def _rows_of(names: tuple[str, ...], *, walled: bool, flush: bool, planes: int = 1) -> Any:
     """What numba calls for rows: arrays by name, then offsets, which rows, and weights."""
 
     def typed(kinds: tuple[Any, ...]) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             given = zip(signature.args, args, strict=True)
-            row = _Rows(context, builder, dict(zip(names, given, strict=False)))
+            row = _Rows(context, builder, dict(zip(names, given, strict=False)), planes)
             at, rows, weights = _offsets(builder, args[len(names) :])
             scale = [row.all_of(weight) for weight in weights]
 
-            def each(moved: Any, triple: tuple[Any, ...]) -> None:
-                value = row.mean(at, moved, triple, scale)
-                if flush:
-                    value = row.flushed(value, scale[3])
-                row.store("new", builder.add(at[0], moved), value)
+            def each(moved: Any, triples: list[tuple[Any, ...]]) -> None:
+                for plane, value in enumerate(row.means(at, moved, triples, scale)):
+                    kept = row.flushed(value, scale[3]) if flush else value
+                    row.store("new", builder.add(row.up(at[0], at[5], plane), moved), kept)
 
-            row.loop(at[0], rows, each)
+            row.loop(at, rows, each)
             return context.get_dummy_value()
 
         return types.void(*kinds), generate
@@ -260,9 +285,9 @@ relax_rows: Any = intrinsic(_rows_of(_FREE, walled=False, flush=False))
 
 Arguments: the flat arrays ``new`` and ``old``; ``links``, of which bit 0..5 of a voxel say whether
 its neighbour z-, z+, y-, y+, x-, x+ counts; the offsets of the first row, and of the rows below,
-above, in front of and behind it; how many rows, from one to the next, and the first and end of
-their groups of `LANES`; the weights along z, y, x, and the size below which a mean becomes 0 in
-the functions that flush.
+above, in front of and behind it, and from plane to plane; how many rows, from one to the next, and
+the first and end of their groups of `LANES`; the weights along z, y, x, and the size below which a
+mean becomes 0 in the functions that flush.
 """
 
 flush_rows: Any = intrinsic(_rows_of(_FREE, walled=False, flush=True))
@@ -273,6 +298,12 @@ relax_walled_rows: Any = intrinsic(_rows_of(_WALLED, walled=True, flush=False))
 
 ``walls`` is the argument after ``links``.
 """
+
+relax_planes: Any = intrinsic(_rows_of(_FREE, walled=False, flush=False, planes=PLANES))
+"""`relax_rows` in `PLANES` planes at once, of which the offset above is that above the last."""
+
+flush_planes: Any = intrinsic(_rows_of(_FREE, walled=False, flush=True, planes=PLANES))
+"""`relax_planes`; tiny means become 0."""
 
 flush_walled_rows: Any = intrinsic(_rows_of(_WALLED, walled=True, flush=True))
 """`relax_walled_rows`; tiny means become 0."""
@@ -290,22 +321,22 @@ def _recurrence_of(*, walled: bool, adding: bool) -> Any:
     def typed(kinds: tuple[Any, ...]) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             given = zip(signature.args, args, strict=True)
-            row = _Rows(context, builder, dict(zip(names, given, strict=False)))
+            row = _Rows(context, builder, dict(zip(names, given, strict=False)), 1)
             at, rows, weights = _offsets(builder, args[len(names) :])
             scale = [row.all_of(weight) for weight in weights]
 
-            def each(moved: Any, triple: tuple[Any, ...]) -> None:
+            def each(moved: Any, triples: list[tuple[Any, ...]]) -> None:
                 here = builder.add(at[0], moved)
                 before = builder.fneg(row.values("new", here))
-                value = row.mean(at[:5], moved, triple, scale, before)
+                (value,) = row.means(at, moved, triples, scale, [before])
                 row.store("new", here, value)
                 if adding:
-                    factor = row.gathered("factors", row.numbers("kinds", here), at[5])
+                    factor = row.gathered("factors", row.numbers("kinds", here), at[6])
                     row.store(
                         "total", here, row.times_plus(value, factor, row.values("total", here))
                     )
 
-            row.loop(at[0], rows, each)
+            row.loop(at, rows, each)
             return context.get_dummy_value()
 
         return types.void(*kinds), generate
@@ -342,7 +373,7 @@ add_rows: Any = intrinsic(_recurrence_of(walled=False, adding=True))
 """`recur_rows`; then the new values times a factor are added to ``total``.
 
 After ``walls`` come the flat arrays ``total``; ``kinds`` (int32) of the voxels; and ``factors``,
-of which that of kind k is at k plus a sixth offset.
+of which that of kind k is at k plus the last offset.
 """
 
 add_walled_rows: Any = intrinsic(_recurrence_of(walled=True, adding=True))

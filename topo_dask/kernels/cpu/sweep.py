@@ -1,12 +1,12 @@
 """Sweeps over all instances of an array at once, whatever their number.
 
 One byte a voxel says which of its six neighbours belong to the same instance, so that a sweep
-never compares labels. Several iterations are made per pass over memory: in a strip of rows each
-plane is advanced as soon as its neighbours are, so that the rows in work stay in cache whatever
-the size of the array; several threads make the passes in turns, each following the one before
-through the array at a distance. Instances that need fewer iterations than others begin
-later, so that all end together. None of this changes a single addition: the result is bit for bit
-that of plain Jacobi iteration of each instance.
+never compares labels. Several iterations are made per pass over memory: in a strip of rows a few
+planes at a time are advanced as soon as their neighbours are, so that the rows in work stay in
+cache whatever the size of the array, and what one plane reads serves the next; several threads make
+the passes in turns, each following the one before through the array at a distance. Instances that
+need fewer iterations than others begin later, so that all end together. None of this changes a
+single addition: the result is bit for bit that of plain Jacobi iteration of each instance.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ import numpy.typing as npt
 from numba import literal_unroll
 
 from topo_dask.kernels.cpu.rows import (
-    LANES,
+    PLANES,
     aligned,
+    flush_planes,
     flush_rows,
     flush_walled_rows,
+    relax_planes,
     relax_rows,
     relax_walled_rows,
 )
+from topo_dask.kernels.cpu.space import NEVER, Space, space_of
 from topo_dask.kernels.cpu.turns import counters, reach, wait_for
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import Starmap, ranges, serial
@@ -46,23 +49,6 @@ LEAST_STRIP = 16
 FAR = 2**40
 """Between what threads count in one pass and the next: more than any array has planes of strips."""
 
-CACHE_WAY = 2**17
-"""Bytes after which the second-level cache (of 1 MiB in 8 ways, for one) uses the same places."""
-
-NEVER = 2**31 - 1
-"""The time at which instances that nobody asked for begin."""
-
-
-class Space(NamedTuple):
-    """What all fields of an array share; rows of its voxels are padded to whole groups."""
-
-    grid: tuple[int, int, int, int, int]  # nz, ny, nx, from plane to plane, from row to row
-    links: Any  # uint8 a voxel, padded: which neighbours are of the same instance
-    walls: Any  # the same for no-flux walls; empty if there are none
-    rows: Any  # int32 [rows, 4]: first begin; the groups of voxels of interest; whether walled
-    runs: Any  # int32 [R, 4]: when a run of voxels begins; its first and end x; its number
-    first_run: Any  # int64 a row: where its runs are, by time; the last of them never begins
-
 
 class Field(NamedTuple):
     """A field of an array, before and after an iteration."""
@@ -75,112 +61,6 @@ class Field(NamedTuple):
     zero_at: Any  # int64 by number: where that coordinate is 0
     tiniest: float  # what is smaller after a pass becomes 0
     start: Any  # the field that instances begin with; empty: the coordinate or ``one``
-
-
-@compiled
-def _link(local: Any, planes: Any, space: Any) -> None:
-    """Set bit 0..5 (z-, z+, y-, y+, x-, x+) where that neighbour belongs to the same instance.
-
-    A neighbour beyond the array counts as linked: the sweep sees a mirror image there, which is
-    the no-flux condition.
-    """
-    nz, ny, nx, stride, width = space.grid
-    links = space.links
-    for z in range(planes[0], planes[1]):
-        for y in range(ny):
-            here = local[z, y]
-            below, above = local[max(z - 1, 0), y], local[min(z + 1, nz - 1), y]
-            front, back = local[z, max(y - 1, 0)], local[z, min(y + 1, ny - 1)]
-            at = z * stride + y * width
-            out = links[at : at + width]
-            for x in range(nx):
-                k = here[x]
-                byte = np.uint8(below[x] == k)
-                byte |= np.uint8(above[x] == k) << np.uint8(1)
-                byte |= np.uint8(front[x] == k) << np.uint8(2)
-                byte |= np.uint8(back[x] == k) << np.uint8(3)
-                out[x] = byte if k != 0 else np.uint8(0)
-            for x in range(nx - 1):
-                same = (here[x] == here[x + 1]) & (here[x] != 0)
-                out[x] |= np.uint8(same) << np.uint8(5)
-            for x in range(1, nx):
-                same = (here[x] == here[x - 1]) & (here[x] != 0)
-                out[x] |= np.uint8(same) << np.uint8(4)
-            out[0] |= np.uint8(16 * (here[0] != 0))
-            out[nx - 1] |= np.uint8(32 * (here[nx - 1] != 0))
-            out[nx:] = 0
-
-
-@compiled
-def _wall(local: Any, annotated: Any, planes: Any, space: Any) -> None:
-    """Set bit 0..5 where that neighbour, inside the array, is unannotated and of another object."""
-    nz, ny, nx, stride, width = space.grid
-    walls, rows = space.walls, space.rows
-    for z in range(planes[0], planes[1]):
-        for y in range(ny):
-            row = z * ny + y
-            at = z * stride + y * width
-            out = walls[at : at + width]
-            out[:] = 0
-            found = np.uint8(0)
-            for x in range(nx):
-                k = local[z, y, x]
-                if k == 0:
-                    continue
-                byte = 0
-                if z > 0 and not annotated[z - 1, y, x]:
-                    byte |= (local[z - 1, y, x] != k) << 0
-                if z < nz - 1 and not annotated[z + 1, y, x]:
-                    byte |= (local[z + 1, y, x] != k) << 1
-                if y > 0 and not annotated[z, y - 1, x]:
-                    byte |= (local[z, y - 1, x] != k) << 2
-                if y < ny - 1 and not annotated[z, y + 1, x]:
-                    byte |= (local[z, y + 1, x] != k) << 3
-                if x > 0 and not annotated[z, y, x - 1]:
-                    byte |= (local[z, y, x - 1] != k) << 4
-                if x < nx - 1 and not annotated[z, y, x + 1]:
-                    byte |= (local[z, y, x + 1] != k) << 5
-                out[x] = byte
-                found |= np.uint8(byte)
-            rows[row, 3] = found != 0
-
-
-@compiled
-def _find_runs(local: Any, begin: Any, planes: Any, space: Any, count: Any) -> None:
-    """Each row's span and beginning; its late runs into ``space.runs``, or only their number.
-
-    ``count`` ``[rows]`` is written while ``space.runs`` is empty, and read afterwards.
-    """
-    _, ny, nx, _, _ = space.grid
-    rows, runs, first_run = space.rows, space.runs, space.first_run
-    for z in range(planes[0], planes[1]):
-        for y in range(ny):
-            row = z * ny + y
-            earliest, low, high, late = NEVER, nx, 0, 0
-            x = 0
-            while x < nx:
-                k = local[z, y, x]
-                first = x
-                while x < nx and local[z, y, x] == k:
-                    x += 1
-                if k == 0 or begin[k] == NEVER:
-                    continue
-                low, high, earliest = min(low, first), x, min(earliest, begin[k])
-                if begin[k] > 0:
-                    if runs.size:  # sorted by time, as they come
-                        at = first_run[row] + late
-                        while at > first_run[row] and runs[at - 1, 0] > begin[k]:
-                            runs[at] = runs[at - 1]
-                            at -= 1
-                        runs[at, 0], runs[at, 1] = begin[k], first
-                        runs[at, 2], runs[at, 3] = x, k
-                    late += 1
-            count[row] = late
-            rows[row, 0] = earliest
-            rows[row, 1] = low // LANES
-            rows[row, 2] = -(-high // LANES)
-            if runs.size:
-                runs[first_run[row] + late, 0] = NEVER
 
 
 @compiled
@@ -252,28 +132,20 @@ def _advance_rows(
     y = first
     while y < end:
         row = plane * ny + y
+        count = min(np.int64(rows[row, 4]), end - y)
         if rows[row, 0] >= time:
-            y += 1
+            y += count
             continue
         low, high = np.int64(rows[row, 1]), np.int64(rows[row, 2])
         walled = walls.size and rows[row, 3]
         here = plane * stride + y * width
-        count = 1
-        if 0 < y < ny - 1:  # all that follow and are alike
-            while (
-                y + count < min(end, ny - 1)
-                and rows[row + count, 0] < time
-                and rows[row + count, 1] == low
-                and rows[row + count, 2] == high
-                and rows[row + count, 3] == rows[row, 3]
-            ):
-                count += 1
         offsets = (
             here,
             here - stride if plane > 0 else here,
             here + stride if plane < nz - 1 else here,
             here - width if y > 0 else here,
             here + width if y < ny - 1 else here,
+            stride,
         )
         alike = count, width, low, high
         if walled and flush:
@@ -291,10 +163,56 @@ def _advance_rows(
 
 
 @compiled
+def _advance_planes(
+    old: Any, new: Any, links: Any, walls: Any, rows: Any, at: Any, weights: Any
+) -> None:
+    """Advance some rows of `PLANES` planes to a time, together where all of them are to advance.
+
+    Their spans may differ: what is outside a row's own is not linked with what is inside.
+    """
+    plane, first, end, time, flush, grid = at
+    nz, ny, nx, stride, width = grid
+    one = old.dtype.type
+    scale = one(weights[0]), one(weights[1]), one(weights[2]), one(weights[3])
+    y = first
+    while y < end:
+        count, low, high, together = end - y, np.int64(width), np.int64(0), True
+        for row in range(plane * ny + y, (plane + PLANES) * ny + y, ny):
+            count = min(count, np.int64(rows[row, 4]))
+            low, high = min(low, np.int64(rows[row, 1])), max(high, np.int64(rows[row, 2]))
+            together &= rows[row, 0] < time and not rows[row, 3]
+        if together:
+            here = plane * stride + y * width
+            last = here + (PLANES - 1) * stride
+            offsets = (
+                here,
+                here - stride if plane > 0 else here,
+                last + stride if plane + PLANES < nz else last,
+                here - width if y > 0 else here,
+                here + width if y < ny - 1 else here,
+                stride,
+            )
+            alike = count, width, low, high
+            if flush:
+                flush_planes(new, old, links, offsets, alike, scale)
+            else:
+                relax_planes(new, old, links, offsets, alike, scale)
+            if nx < width:  # the images behind the last voxels
+                for begin in range(here + nx, last + nx + 1, stride):
+                    for image in range(begin, begin + count * width, width):
+                        new[image] = new[image - 1]
+        else:
+            for one_plane in range(plane, plane + PLANES):
+                these = (one_plane, y, y + count, time, flush, grid)
+                _advance_rows(old, new, links, walls, rows, these, weights)
+        y += count
+
+
+@compiled
 def _advance_pass(
     field: Any, space: Any, weights: Any, times: Any, strip: int, turn: Any, counts: Any
 ) -> None:
-    """Make the iterations of one pass, each plane of a strip as soon as the pass before allows.
+    """Make the iterations of one pass, planes of a strip as soon as the pass before allows.
 
     ``times`` are those before and after it. ``turn`` is which thread makes this pass, what its
     counter is before; the same of the pass before, -1 for none.
@@ -309,27 +227,33 @@ def _advance_pass(
     time, end = times
     steps = end - time
     thread, done, before, from_there = turn
-    fronts = nz + STEPS_PER_PASS - 1
+    fronts = -(-(nz + STEPS_PER_PASS - 1) // PLANES)
+    distance = -(-STEPS_PER_PASS // PLANES)
     strips = -(-(ny + STEPS_PER_PASS - 1) // strip)
     for number in range(strips):
         top = number * strip
         for front in range(fronts):
             if before >= 0:
                 ahead = min(number + 1, strips - 1) * fronts
-                ahead += min(front + STEPS_PER_PASS, fronts - 1)
+                ahead += min(front + distance, fronts - 1)
                 wait_for(counts, before, from_there + ahead + 1)
             for step in range(steps):
-                plane = front - step
-                if plane < 0 or plane >= nz:
-                    continue
+                plane = front * PLANES - step
                 low, high = max(0, top - step), min(ny, top + strip - step)
-                at = (plane, low, high, time + step + 1, step == steps - 1, grid)
+                now = time + step + 1
+                at = (plane, low, high, now, step == steps - 1, grid)
                 if step % 2 == 0:
-                    _advance_rows(even, odd, links, walls, rows, at, by)
-                    _begin_late(odd, next_run, runs, start, zero_at, how, at)
+                    old, new = even, odd
                 else:
-                    _advance_rows(odd, even, links, walls, rows, at, by)
-                    _begin_late(even, next_run, runs, start, zero_at, how, at)
+                    old, new = odd, even
+                whole = plane >= 0 and plane + PLANES <= nz
+                if whole:
+                    _advance_planes(old, new, links, walls, rows, at, by)
+                for one in range(max(plane, 0), min(plane + PLANES, nz)):
+                    at = (one, low, high, now, step == steps - 1, grid)
+                    if not whole:
+                        _advance_rows(old, new, links, walls, rows, at, by)
+                    _begin_late(new, next_run, runs, start, zero_at, how, at)
             reach(counts, thread, done + number * fronts + front + 1)
 
 
@@ -465,16 +389,6 @@ class Layout:
         return fields
 
 
-def _stride(plane: int) -> int:
-    """Values from one plane to the next: planes in work shall not share places of the cache."""
-    stride = plane
-    while True:
-        turns = np.arange(1, 9) * (4 * stride / CACHE_WAY)
-        if np.abs(turns - np.rint(turns)).min() >= min(0.05, plane / CACHE_WAY):
-            return stride
-        stride += LANES
-
-
 def lay_out(
     local: npt.NDArray[np.int32],
     iterations: npt.NDArray[np.int64],
@@ -495,29 +409,8 @@ def lay_out(
     run, threads
         See `starmap`.
     """
-    nz, ny, nx = local.shape
     total = max(0, int(iterations.max(initial=0)))
     begin = np.where(iterations >= 0, total - iterations, NEVER)
     begin[0] = NEVER
-    rows, width = nz * ny, -(-nx // LANES) * LANES
-    stride = _stride(ny * width)
-    size = nz * stride
-    walls = 0 if annotated is None else size
-    space = Space(
-        (nz, ny, nx, stride, width),
-        aligned(size, np.uint8),
-        aligned(walls, np.uint8),
-        np.zeros((rows, 4), dtype=np.int32),
-        np.zeros((0, 4), dtype=np.int32),
-        np.zeros(rows + 1, dtype=np.int64),
-    )
-    parts = ranges(nz, threads)
-    run(_link, [(local, part, space) for part in parts])
-    if annotated is not None:
-        run(_wall, [(local, annotated, part, space) for part in parts])
-    late = np.zeros(rows, dtype=np.int64)
-    run(_find_runs, [(local, begin, part, space, late) for part in parts])
-    np.cumsum(late + 1, out=space.first_run[1:])
-    space = space._replace(runs=np.zeros((int(space.first_run[-1]), 4), dtype=np.int32))
-    run(_find_runs, [(local, begin, part, space, late) for part in parts])
+    space = space_of(local, begin, annotated, run, threads)
     return Layout(local, begin, total, space)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from topo_dask.errors import InvalidArgument
 from topo_dask.kernels.cpu.labels import Integers
-from topo_dask.kernels.cpu.sweep import NEVER
+from topo_dask.kernels.cpu.space import NEVER
 from topo_dask.kernels.gpu.arrays import placed
 from topo_dask.kernels.gpu.device import Device
 from topo_dask.kernels.gpu.pieces import roots
