@@ -394,6 +394,22 @@ def test_a_halted_run_of_group_2_goes_on(
     assert tree(path) == undisturbed[0]
 
 
+@pytest.mark.parametrize("group", [1, 2])
+def test_a_run_goes_on_with_another_least_size(group: int, tmp_path: Path) -> None:
+    """Contacts are those of parts: they are found once. What is published tells the new size."""
+    path, how = tmp_path / "a.zarr", {**RUN, "group": group, "keep_evidence": True}
+    with pytest.raises(KeyboardInterrupt):
+        topo_dask.segment(flow_of(1), path, **{**how, "cluster": Halting("write", 0)})
+    how |= {"min_size": 9}
+    engine = Halting("none", 0)
+    topo_dask.segment(flow_of(1), path, resume=True, **{**how, "cluster": engine})
+    assert not {"labels", "contacts"} & set(engine.stages)
+    assert {"number", "evidence"} <= set(engine.stages)
+    anew = Path(tmp_path, "anew") / "a.zarr"
+    topo_dask.segment(flow_of(1), anew, **how)
+    assert tree(path) == tree(anew)
+
+
 def test_a_run_goes_on_with_and_without_evidence(
     undisturbed: tuple[dict[str, bytes], list[str]], tmp_path: Path
 ) -> None:

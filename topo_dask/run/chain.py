@@ -43,6 +43,8 @@ class View:
         where the stored numbers are the labels.
     final
         Whether the array is the output's.
+    stored_mark
+        Fingerprint of what the stored numbers alone depend on; ``None`` where that is ``mark``.
     """
 
     array: AnyArray
@@ -51,6 +53,12 @@ class View:
     mark: str
     names: Path | None = None
     final: bool = False
+    stored_mark: str | None = None
+
+    @property
+    def bare(self) -> View:
+        """The stored numbers as labels: what is found of them holds whatever their names."""
+        return View(self.array, 0, 0, self.stored_mark or self.mark)
 
     def stored(self, region: Region) -> npt.NDArray[Any]:
         """The stored numbers of a region."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +134,7 @@ def join_step(
 
     ``stored``: whether the contacts are found between stored numbers, to be kept.
     """
-    touching = replace(view, names=None) if stored else view
+    touching = view.bare if stored else view
     paths, found = contact_tables(chain, touching, flow=flow, step_size=step_size)
     rules = JoinRules()
     mark = fingerprint(view.mark, found, "join", rules)

@@ -19,7 +19,7 @@ import zarr
 from topo_dask.errors import InputNotFound, InvalidArgument, InvalidData, InvalidType, TopoError
 from topo_dask.graph.contacts import Joins, all_joins
 from topo_dask.kernels.tables import ContactTable, merge_contacts
-from topo_dask.run.chain import Chain, View
+from topo_dask.run.chain import Chain
 from topo_dask.run.contacts import contact_tables, load_contacts
 from topo_dask.run.files import load_array
 from topo_dask.run.job import RunResult
@@ -123,20 +123,19 @@ def keep_evidence(
     its parts.
     """
     base = chain.base
-    stored = View(base.array, 0, 0, base.mark)
-    paths, mark = contact_tables(chain, stored, flow=flow, step_size=step_size)
+    paths, mark = contact_tables(chain, base.bare, flow=flow, step_size=step_size)
     folder = chain.run.output.beside(FOLDER)
-    facts = few(chain, "parts", fingerprint(base.mark, "parts"), sums)
+    facts = few(chain, "parts", fingerprint(base.bare.mark, "parts"), sums)
     task = EvidenceTask(tuple(paths), edges, chain.work / "parts", facts, folder, final)
     chain.stage("evidence", fingerprint(mark, base.mark, final), keep_joins, [task])
     attributes: dict[str, Any] = {MARK: {"fingerprint": final, **settings}}
     base.array.update_attributes(attributes)
-    zarr.open_group(
+    group = zarr.open_group(
         store=str(folder),
         mode="a",
         zarr_format=chain.zarr_format,  # type: ignore[arg-type]
-        attributes=attributes,
     )
+    group.update_attributes(attributes)  # those of an attempt with other settings may be there
 
 
 _DO = "Pass the output of segment(..., keep_evidence=True) (--keep-evidence)."

@@ -264,7 +264,8 @@ def gathered(
     chain: Chain, view: View, mark: str, paths: Sequence[Path], names: Path | None
 ) -> Measures:
     """Sums of all blocks, from files of each; ``names`` are those of the instances in them."""
-    sums = few(chain, "measure", mark, paths)
+    of_files = mark if names is None else fingerprint(chain.base.bare.mark, "measure")
+    sums = few(chain, "measure", of_files, paths)
     made = Measures(chain.work / "facts", mark)
     chain.stage("facts", mark, gather, [WholeTask(view, sums, made, names=names)])
     return made

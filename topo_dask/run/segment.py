@@ -468,7 +468,8 @@ def prepare(
     ledger, sizes = run.ledger, job.grid.sizes
     ledger.each(run.engine, "labels", mark, label_block, tasks, use=ignored, voxels=sizes)
     names = run.work / "parts" / "names.npy"
-    base = View(out, merged.instances, merged.voxels, fingerprint(mark, marks[2]), names=names)
+    numbered = fingerprint(mark, marks[2])
+    base = View(out, merged.instances, merged.voxels, numbered, names=names, stored_mark=mark)
     chain = Chain(run, job.grid, base, zarr_format)
     if evidence is not None:
         _keep(chain, job, merged, evidence)
