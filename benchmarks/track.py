@@ -1,12 +1,16 @@
 """Tracking in blocks, with its hand-over, against the bare kernel on the whole volume.
 
-The kernel has positions and flow in memory. The run, `segment` with one block after the other in
-this process, reads each block's flow with its halo from a store, finds the foreground, tracks,
-hands particles over, writes where they end, and goes on until none is left: all stages `track`.
-Both use one thread (zarr decodes on its own) and make the same steps, so particle steps a second
-compare them. What reading and decoding takes is shown beside it, for a flow as `flows` stores it
-and for an uncompressed one: it is the storage's cost, and the wider the halo and the smaller the
-blocks, the more often the same flow is decoded.
+The kernel has positions and flow in memory. The run, `segment` on an open engine, reads each
+block's flow with its halo from a store, finds the foreground, tracks, hands particles over, writes
+where they end, and goes on until none is left: all stages `track`. Both make the same steps, so
+particle steps a second compare them. What reading and decoding takes is shown beside it: it is the
+storage's cost, and the wider the halo and the smaller the blocks, the more often the same flow is
+decoded.
+
+- A crop in small blocks, one after the other in this process, and the kernel on one thread (zarr
+  decodes on its own); for a flow as `flows` stores it and for an uncompressed one.
+- All of the volume in blocks of the usual size, once: the same, and on a local cluster of as many
+  workers, of one thread each, as the kernel has threads.
 
 Ends with status 1 when the labels depend on how the flow is stored.
 """
@@ -17,6 +21,7 @@ import argparse
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +29,11 @@ import common
 import numpy as np
 import numpy.typing as npt
 import zarr
-from overhead import Clock
+from overhead import Clock, opened
 
 import topo_dask
 from topo_dask.kernels import cpu
+from topo_dask.kernels.parallel import available_cores
 from topo_dask.run.execute import Engine, open_engine
 from topo_dask.storage import create_array
 
@@ -46,19 +52,24 @@ def arguments() -> argparse.ArgumentParser:
     made.add_argument("--chunks", type=common.lengths, default=(64, 64, 64), help="of the flow")
     made.add_argument("--halo", type=int, help="as in topo-dask segment; by default auto")
     made.add_argument("--n-iter", type=int, default=200, help="of the flow")
-    made.add_argument("--repetitions", type=int, default=5)
+    made.add_argument("--repetitions", type=int, default=5, help="of the crop")
+    made.add_argument("--large", type=int, help="edge of the second crop; by default all")
+    made.add_argument("--large-blocks", type=common.lengths, default=(128, 128, 128))
+    made.add_argument(
+        "--workers", type=int, default=available_cores(), help="for the second crop; 1: no cluster"
+    )
     return made
 
 
-def bare(flow: Flow, mask: npt.NDArray[Any], repetitions: int) -> common.Times:
-    """The kernel alone: every particle of the volume to its end."""
+def bare(flow: Flow, mask: npt.NDArray[Any], repetitions: int, threads: int = 1) -> float:
+    """Seconds of the kernel alone: every particle of the volume to its end."""
     times, ready = common.Times(), cpu.interleave(flow)
     for _ in range(repetitions):
         positions = cpu.foreground_voxels(mask)
         left = np.full(len(positions), N_STEPS, dtype=np.int32)
-        options = {"origin": (0, 0, 0), "shape": mask.shape, "step_size": 1.0}
+        options = {"origin": (0, 0, 0), "shape": mask.shape, "step_size": 1.0, "threads": threads}
         times.add(lambda p=positions, s=left, o=options: cpu.track(ready, p, s, **o))
-    return times
+    return times.median
 
 
 def flow_stores(flow: Flow, chunks: Sequence[int], folder: Path) -> dict[str, Path]:
@@ -71,16 +82,26 @@ def flow_stores(flow: Flow, chunks: Sequence[int], folder: Path) -> dict[str, Pa
     return {"stored as by flows": folder / "flow.zarr", "stored uncompressed": plain}
 
 
+@dataclass(frozen=True)
+class Rounds:
+    """All rounds of a run: seconds, those of reading by one worker, in words, the labels."""
+
+    wall: float
+    read: float
+    words: str
+    digest: str
+
+
 def rounds(
-    flow: Path, engine: Engine, parsed: argparse.Namespace, folder: Path
-) -> tuple[float, float, str, str]:
-    """Seconds of all rounds, of reading in them; how many rounds; digest of the labels."""
+    flow: Path, engine: Engine, parsed: argparse.Namespace, folder: Path, blocks: Sequence[int]
+) -> Rounds:
+    """Run `segment` and keep what its stages `track` took."""
     clock = Clock(engine)
     made = topo_dask.segment(
         flow,
         folder / "out.zarr",
         foreground=folder / "labels.zarr",
-        blocks=parsed.blocks,
+        blocks=tuple(blocks),
         halo="auto" if parsed.halo is None else parsed.halo,
         n_steps=N_STEPS,
         cluster=clock,
@@ -88,52 +109,96 @@ def rounds(
         progress=False,
     )
     stages = [stage for stage in clock.wall if stage.split("-")[0] == "track"]
-    read = sum(clock.codec[stage] for stage in stages)
+    read = sum(clock.codec[stage] for stage in stages) / engine.slots
     wall = sum(clock.wall[stage] for stage in stages)
-    return wall, read, str(made.details["rounds"]), common.digest(made.array)
+    return Rounds(wall, read, str(made.details["rounds"]), common.digest(made.array))
 
 
-def measure(
-    labels: npt.NDArray[Any], parsed: argparse.Namespace, folder: Path
-) -> tuple[list[list[str]], list[str], bool]:
-    """Rows of the table, rounds of each store, and whether the labels are the same."""
-    flow = topo_dask.generate_diffusion_flows(labels, parsed.n_iter)
-    foreground = folder / "labels.zarr"
-    chunks = [min(c, n) for c, n in zip(parsed.chunks, labels.shape, strict=True)]
-    create_array(foreground, labels.shape, chunks, labels.dtype)[...] = labels
-    steps = N_STEPS * np.count_nonzero(labels) / 1e6
-    bare(flow[:, :8, :8, :8], labels[:8, :8, :8], 1)
-    alone = bare(flow, labels > 0, parsed.repetitions).median
-    table = [["kernel alone, in memory", f"{alone:.3f}", "", f"{steps / alone:.0f}", "1.00", ""]]
-    notes, digests = [], set()
-    for name, store in flow_stores(flow, parsed.chunks, folder).items():
-        with open_engine("sync") as engine:
-            runs = [rounds(store, engine, parsed, folder) for _ in range(parsed.repetitions + 1)]
-        found = runs[1:]  # the first one warms up
-        wall, read = (statistics.median(column) for column in list(zip(*found, strict=True))[:2])
+class Measured:
+    """What was measured of one volume, as rows of a table and notes."""
+
+    def __init__(self, labels: npt.NDArray[Any], parsed: argparse.Namespace, folder: Path) -> None:
+        folder.mkdir()
+        self.labels, self.parsed, self.folder = labels, parsed, folder
+        self.flow = topo_dask.generate_diffusion_flows(labels, parsed.n_iter)
+        self.stores = flow_stores(self.flow, parsed.chunks, folder)
+        chunks = [min(c, n) for c, n in zip(parsed.chunks, labels.shape, strict=True)]
+        create_array(folder / "labels.zarr", labels.shape, chunks, labels.dtype)[...] = labels
+        self.steps = N_STEPS * np.count_nonzero(labels) / 1e6
+        self.rows: list[list[str]] = []
+        self.notes: list[str] = []
+        self.digests: set[str] = set()
+
+    def kernel(self, repetitions: int, threads: int = 1) -> float:
+        """The row of the kernel alone; its seconds."""
+        bare(self.flow[:, :8, :8, :8], self.labels[:8, :8, :8], 1, threads)
+        alone = bare(self.flow, self.labels > 0, repetitions, threads)
+        name = f"kernel alone, in memory, threads: {threads}"
+        self.rows.append([name, f"{alone:.3f}", "", f"{self.steps / alone:.0f}", "1.00", ""])
+        return alone
+
+    def run(
+        self, name: str, engine: Engine, blocks: Sequence[int], alone: float, repetitions: int
+    ) -> None:
+        """The row of a store's flow tracked in blocks."""
+        store, title = self.stores[name], f"{name}, on {engine.slots}"
+        one = (store, engine, self.parsed, self.folder, blocks)
+        runs = [rounds(*one) for _ in range(repetitions)]
+        wall, read = (statistics.median(getattr(r, key) for r in runs) for key in ("wall", "read"))
         ratios = [f"{alone / wall:.2f}", f"{alone / (wall - read):.2f}"]
-        table.append([name, f"{wall:.3f}", f"{read:.3f}", f"{steps / wall:.0f}", *ratios])
-        notes.append(f"{name}: rounds: {found[-1][2]}")
-        digests |= {mark for *_, mark in found}
-    return table, notes, len(digests) == 1
+        row = [title, f"{wall:.3f}", f"{read:.3f}", f"{self.steps / wall:.0f}", *ratios]
+        self.rows.append(row)
+        self.notes.append(f"{title}: rounds: {runs[-1].words}")
+        self.digests |= {r.digest for r in runs}
+
+    def text(self, blocks: Sequence[int]) -> str:
+        """All of it."""
+        headings = ["tracking", "seconds", "of it reading", "M steps/s", "of the kernel's"]
+        return "\n\n".join(
+            [
+                f"Labels: {common.described(self.labels)}, in blocks of "
+                f"{common.joined(blocks, 'x')}.",
+                common.table([*headings, f"reading not counted (wanted >= {WANTED})"], self.rows),
+                "\n".join(f"- {note}" for note in self.notes),
+                f"Labels are {'identical' if len(self.digests) == 1 else 'DIFFERENT'}.",
+            ]
+        )
+
+
+def in_small_blocks(parsed: argparse.Namespace, folder: Path) -> Measured:
+    """A crop, several times."""
+    made = Measured(common.crop(parsed.labels, parsed.size), parsed, folder)
+    alone = made.kernel(parsed.repetitions)
+    with open_engine("sync") as engine:
+        for name, store in made.stores.items():
+            rounds(store, engine, parsed, folder, parsed.blocks)  # warms up
+            made.run(name, engine, parsed.blocks, alone, parsed.repetitions)
+    return made
+
+
+def in_usual_blocks(parsed: argparse.Namespace, folder: Path, warm: Measured) -> Measured:
+    """The volume, once; ``warm`` is what the workers begin with."""
+    made = Measured(common.crop(parsed.labels, parsed.large), parsed, folder)
+    name, blocks = next(iter(made.stores)), parsed.large_blocks
+    with open_engine("sync") as engine:
+        made.run(name, engine, blocks, made.kernel(1), 1)
+    if parsed.workers > 1:
+        alone = made.kernel(1, parsed.workers)
+        with opened(parsed.workers) as engine:
+            rounds(warm.stores[name], engine, parsed, warm.folder, parsed.blocks)
+            made.run(name, engine, blocks, alone, 1)
+    return made
 
 
 def main(words: Sequence[str] | None = None) -> int:
     made = arguments()
     parsed = common.parse(made, words)
-    labels = common.crop(parsed.labels, parsed.size)
     with common.working_folder(parsed.folder) as folder:
-        table, notes, same = measure(labels, parsed, folder)
-    headings = ["tracking", "seconds", "of it reading", "M steps/s", "of the kernel's"]
-    body = [
-        f"Labels: {common.described(labels)}, in blocks of {common.joined(parsed.blocks, 'x')}, "
-        "one after the other.",
-        common.table([*headings, f"reading not counted (wanted >= {WANTED})"], table),
-        "\n".join(f"- {note}" for note in notes),
-        f"Labels are {'identical' if same else 'DIFFERENT'}.",
-    ]
+        small = in_small_blocks(parsed, folder / "small")
+        large = in_usual_blocks(parsed, folder / "large", small)
+    body = [small.text(parsed.blocks), large.text(parsed.large_blocks)]
     common.report(made, parsed, TITLE, body)
-    return 0 if same else 1
+    return 0 if len(small.digests) == len(large.digests) == 1 else 1
 
 
 if __name__ == "__main__":

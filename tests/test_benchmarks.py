@@ -180,10 +180,12 @@ def test_overhead_runs(labels: Path, tmp_path: Path) -> None:
 
 
 def test_tracking_in_blocks_is_timed(labels: Path) -> None:
-    out = run("track.py", labels, "--size", 24, "--blocks", 12, "--n-iter", 10, "--repetitions", 1)
-    assert "| kernel alone, in memory |" in out
-    assert "stored uncompressed: rounds: " in out
-    assert "Labels are identical." in out
+    small = ("--size", 24, "--blocks", 12, "--n-iter", 10, "--repetitions", 1)
+    large = ("--large", 24, "--large-blocks", 16, "--workers", 1)
+    out = run("track.py", labels, *small, *large)
+    assert out.count("| kernel alone, in memory, threads: 1 |") == 2
+    assert "stored uncompressed, on 1: rounds: " in out
+    assert out.count("Labels are identical.") == 2
 
 
 def test_clocks_see_the_kernels_wherever_they_are_looked_up() -> None:
