@@ -161,6 +161,7 @@ NO_LABELS = {
     "text": Bad(LABELS.astype("U3"), InvalidType, ("<U3", "integer")),
     "times": Bad(LABELS.astype("M8[s]"), InvalidType, ("datetime64", "integer")),
     "no voxels": Bad(np.zeros((3, 0, 4), np.uint8), InvalidArgument, ("(3, 0, 4)",)),
+    "masked": Bad(np.ma.masked_equal(LABELS, 300), InvalidType, ("MaskedArray", "filled")),
     "dask of 2 axes": Bad(da.from_array(LABELS[0]), InvalidArgument, ("(5, 6)", "3 axes")),
     "dask of floats": Bad(da.zeros(SHAPE), InvalidType, ("float64", "integer")),
     "dask of no voxels": Bad(da.zeros((0, 2, 2), dtype="u1"), InvalidArgument, ("(0, 2, 2)",)),
@@ -266,6 +267,22 @@ def test_masks_in_memory_that_are_none(disk: Path, bad: Bad) -> None:
         topo_dask.generate_diffusion_flows(LABELS, spatial_mask=bad.value)
     with refused(disk, bad.error, "spatial_mask", *bad.words):
         topo_dask.generate_direct_flows(LABELS, spatial_mask=bad.value)
+    for stack in (LABELS[None], da.from_array(LABELS[None])):
+        with refused(disk, bad.error, "spatial_mask", *bad.words):
+            topo_dask.compute_flow_targets(stack, ["nuc"], None, 8, spatial_mask=bad.value)
+
+
+@cases({k: v for k, v in NO_ARRAY.items() if k != "nothing"}, NO_STORE, NO_MASK)
+def test_spatial_masks_that_are_none(disk: Path, bad: Bad) -> None:
+    mask = given(bad, disk)
+    how: dict[str, Any] = {"spatial_mask": mask, "cluster": "sync"}
+    with refused(disk, bad.error, "spatial_mask", *bad.words):
+        topo_dask.flows(disk / "labels.zarr", disk / "out.zarr", **how)
+    with refused(disk, bad.error, "spatial_mask", *bad.words):
+        stack = LABELS[None]
+        topo_dask.flow_targets(
+            stack, disk / "out.zarr", class_names=["nuc"], resolution_nm=8, **how
+        )
 
 
 def test_volumes_of_two_shapes_are_not_compared(disk: Path) -> None:
@@ -418,12 +435,12 @@ def test_blocks(disk: Path, blocks: Any, error: type[TopoError]) -> None:
 NAN, INFINITY = float("nan"), float("inf")
 SEGMENT_SETTINGS = [
     *[("n_steps", v, InvalidArgument) for v in (-1, 1.5, 2**31, 10**400, NAN, INFINITY)],
-    *[("n_steps", v, InvalidType) for v in ("10", None, [])],
+    *[("n_steps", v, InvalidType) for v in ("10", None, [], True)],
     *[("step_size", v, InvalidArgument) for v in (0, 0.0, -0.5, NAN, INFINITY, 1e39, 1e-50)],
     ("step_size", "1", InvalidType),
-    *[("convergence_radius", v, InvalidArgument) for v in (0, -4.0, NAN, INFINITY)],
+    *[("convergence_radius", v, InvalidArgument) for v in (0, -4.0, NAN, INFINITY, 1e300, 1e-300)],
     ("convergence_radius", None, InvalidType),
-    *[("min_size", v, InvalidArgument) for v in (-1, 0.5, NAN)],
+    *[("min_size", v, InvalidArgument) for v in (-1, 0.5, NAN, 2**63)],
     ("min_size", "50", InvalidType),
     *[("group", v, InvalidArgument) for v in (0, 4, -1, "1", None, 1.5)],
 ]
@@ -431,6 +448,7 @@ RUN_SETTINGS = [
     *[("cluster", v, InvalidArgument) for v in ("nonesuch", "")],
     ("cluster", 5, InvalidType),
     *[("zarr_format", v, InvalidArgument) for v in (1, 4, "3", None)],
+    *[(name, "no", InvalidType) for name in ("resume", "overwrite", "ignore_memory")],
     ("work_dir", 5, InvalidType),
     ("work_dir", "s3://bucket/work", InvalidArgument),
     ("work_dir", "file.txt", OutputNotWritable),
@@ -444,6 +462,7 @@ RUN_SETTINGS = [
         *RUN_SETTINGS,
         *[("halo", v, InvalidArgument) for v in (-1, 1.5, NAN)],
         ("halo", "16", InvalidType),
+        *[(name, "no", InvalidType) for name in ("fill_holes", "keep_evidence")],
         *[("threshold", v, InvalidArgument) for v in (NAN, INFINITY)],
         ("threshold", "0.5", InvalidType),
     ],
@@ -474,14 +493,15 @@ def test_settings_of_the_functions_on_arrays(
 
 
 FLOW_SETTINGS = [
-    *[("n_iter", v, InvalidArgument) for v in (-1, 1.5, NAN)],
-    *[("n_iter", v, InvalidType) for v in ("200", None)],
+    *[("n_iter", v, InvalidArgument) for v in (-1, 1.5, NAN, 2**31, 10**20)],
+    *[("n_iter", v, InvalidType) for v in ("200", None, True)],
+    *[("adaptive_iters", v, InvalidType) for v in ("no", None, 1)],
     *[("adaptive_factor", v, InvalidArgument) for v in (0, -6, INFINITY)],
     *[("tolerance", v, InvalidArgument) for v in (0, 1, -1e-4, NAN)],
     *[("context", v, InvalidArgument) for v in (-1, 1.5)],
     *[("context", v, InvalidType) for v in ("all", None)],
-    *[("potential", v, InvalidArgument) for v in ("nonesuch", None)],
-    *[("origin", v, InvalidArgument) for v in ((-1, 0, 0), (1, 1), ())],
+    *[("potential", v, InvalidArgument) for v in ("nonesuch", None, ["heat"])],
+    *[("origin", v, InvalidArgument) for v in ((-1, 0, 0), (1, 1), (), (0, 2**31, 0), 10**20)],
     *[("origin", v, InvalidType) for v in ("x", (0, 0, 0.5))],
 ]
 
@@ -511,6 +531,17 @@ def test_settings_of_diffusion_flows(
 ) -> None:
     with refused(disk, error, argument):
         topo_dask.generate_diffusion_flows(wrap(LABELS), **{argument: value})
+
+
+def test_what_is_no_table_of_instances(disk: Path) -> None:
+    for wrap in (np.asarray, da.from_array):
+        with refused(disk, InvalidType, "instances", "str", "read_instance_table"):
+            topo_dask.generate_diffusion_flows(wrap(LABELS), instances="table.npz")  # type: ignore[arg-type]
+    filled = topo_dask.instance_table(np.ones(SHAPE, np.uint8))
+    with refused(disk, InvalidArgument, "instances", "[300]"):
+        topo_dask.generate_diffusion_flows(LABELS, instances=filled)
+    with refused(disk, InvalidArgument, "potential", "coordinate, heat, poisson"):
+        topo_dask.generate_diffusion_flows(LABELS, potential=np.array(["heat", "heat"]))  # type: ignore[arg-type]
 
 
 def test_heat_of_many_iterations_is_not_made_in_rounds(disk: Path) -> None:

@@ -261,6 +261,7 @@ def test_names() -> None:
         ("nuc", 1, InvalidType, "'nuc'"),
         ([1], 1, InvalidType, "[1]"),
         (7, 1, InvalidType, "7"),
+        ({"a"}, 1, InvalidType, "{'a'}"),  # in no order
     ],
 )
 def test_names_that_do_not_fit(names: Any, count: int, error: type[Exception], part: str) -> None:

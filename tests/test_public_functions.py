@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -372,6 +373,21 @@ def test_every_public_name_is_there_and_documented() -> None:
         assert not callable(value) or (value.__doc__ or "").strip()
 
 
+FUNCTIONS = [n for n in topo_dask.__all__ if inspect.isfunction(getattr(topo_dask, n))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_documentation_tells_every_parameter(name: str) -> None:
+    """And what comes back, what is raised, and an example, which the doctests run."""
+    function = getattr(topo_dask, name)
+    sections = re.split(r"^(\w+)\n-+\n", inspect.getdoc(function) or "", flags=re.MULTILINE)
+    told = dict(zip(sections[1::2], sections[2::2], strict=True))
+    assert {"Parameters", "Returns", "Raises", "Examples"} <= told.keys()
+    heads = [line for line in told["Parameters"].splitlines() if line and line[0] != " "]
+    listed = [part.strip() for head in heads for part in head.split(",")]
+    assert sorted(listed) == sorted(inspect.signature(function).parameters)
+
+
 # --------------------------------------------------------------------------------------- tiles
 
 
@@ -483,6 +499,31 @@ def test_flows_of_tiles_with_their_context_are_those_of_the_volume(tutorial: Any
     labels, whole, _, _ = tutorial
     lazy = topo_dask.generate_diffusion_flows(da.from_array(labels, chunks=30), context=200)
     np.testing.assert_array_equal(lazy.compute(), whole)
+
+
+@pytest.mark.parametrize("potential", ["coordinate", "heat"])
+def test_chunks_that_overlap_are_blended(tutorial: Any, potential: str) -> None:
+    """As `flows` blends the same tiles, and as nothing else where the context is exact."""
+    labels, *_ = tutorial
+    lazy = da.from_array(labels, chunks=(32, 64, 40))
+    how: dict[str, Any] = {"n_iter": 40, "potential": potential, "overlap": (8, 0, 3)}
+    make = topo_dask.generate_diffusion_flows
+    whole = make(labels, **how)
+    exact = make(lazy, context=40, **how).compute()
+    np.testing.assert_allclose(exact, whole, rtol=0, atol=1e-6)
+    rough = make(lazy, context=0, **how).compute()
+    assert np.abs(rough - whole).max() > 1e-3
+    seamed = make(lazy, context=0, **{**how, "overlap": 0}).compute()
+    inside = labels > 0
+    assert angles(rough, whole, inside).mean() < angles(seamed, whole, inside).mean()
+    lengths = np.linalg.norm(rough[:, inside], axis=0)
+    assert (lengths > 0.99999).sum() >= inside.sum() - 4  # but the middle of each, for heat
+    assert lengths.max() < 1.00001
+    for bad in ((33, 0, 0), -1, (1, 1)):
+        with pytest.raises(ValueError, match="overlap: got"):
+            make(lazy, overlap=bad)
+    with pytest.raises(ValueError, match="overlap: got"):
+        make(labels, overlap=-1)
 
 
 def test_a_tile_needs_the_table_of_its_volume(tutorial: Any) -> None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from topo_dask.config import METHODS, POTENTIALS, FlowSettings, choice, number
+from topo_dask.config import METHODS, POTENTIALS, FlowSettings, boolean, choice, iterations, number
 from topo_dask.errors import InputNotFound, InvalidArgument, InvalidData, InvalidType
 
 EVALUATED_INSTANCE_CLASSES = ["nuc", "ves", "endo", "lyso", "ld", "perox", "mito", "mt", "cell"]
@@ -88,9 +88,9 @@ class ClassInstances:
     min_size: int = 50
 
 
-def _boolean(argument: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise InvalidType(argument, repr(value), "true or false")
+def _iterations_or_none(argument: str, value: Any) -> None:
+    if value is not None:
+        iterations(argument, value)
 
 
 def _whole(least: int) -> Callable[[str, Any], None]:
@@ -98,16 +98,7 @@ def _whole(least: int) -> Callable[[str, Any], None]:
     return lambda argument, value: number(argument, value, lambda v: v >= least, text, whole=True)
 
 
-def _positive(argument: str, value: Any) -> None:
-    number(argument, value, lambda v: v > 0, "a number > 0")
-
-
-def _steps(argument: str, value: Any) -> None:
-    text = "a whole number from 0 to 2147483647"
-    number(argument, value, lambda v: 0 <= v < 2**31, text, whole=True)
-
-
-def _step_size(argument: str, value: Any) -> None:
+def _length(argument: str, value: Any) -> None:
     number(argument, value, lambda v: 1e-37 < v < 1e38, "a number > 0 that float32 can hold")
 
 
@@ -115,12 +106,12 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "group": lambda argument, value: choice(argument, value, GROUPS),
     "flow_type": lambda argument, value: choice(argument, value, METHODS),
     "potential": lambda argument, value: choice(argument, value, POTENTIALS),
-    "diffusion_iters": lambda argument, value: value is None or _whole(0)(argument, value),
-    "boundary_only": _boolean,
+    "diffusion_iters": _iterations_or_none,
+    "boundary_only": boolean,
     "boundary_width": lambda a, value: number(a, value, lambda v: v >= 0, "a number >= 0"),
-    "n_steps": _steps,
-    "step_size": _step_size,
-    "convergence_radius": _positive,
+    "n_steps": iterations,
+    "step_size": _length,
+    "convergence_radius": _length,
     "min_size": _whole(0),
 }
 
@@ -238,7 +229,8 @@ def names_of_classes(class_names: Any, count: int, *, argument: str = "class_nam
     ['nuc', 'mito']
     """
     given = EVALUATED_INSTANCE_CLASSES if class_names is None else class_names
-    listed = [] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    unordered = isinstance(given, (str, set, frozenset)) or not isinstance(given, Iterable)
+    listed = [] if unordered else list(given)
     if not (listed and all(isinstance(name, str) for name in listed)):
         raise InvalidType(argument, repr(given), "a list of names", "Pass e.g. ['nuc', 'mito'].")
     if len(listed) != count:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
+
+import numpy as np
 
 from topo_dask.errors import InvalidArgument, InvalidType
 
@@ -19,7 +21,7 @@ BACKENDS = ("auto", "cpu", "gpu")
 
 def choice(argument: str, value: Any, known: Sequence[Any]) -> None:
     """Raise InvalidArgument unless ``value`` is one of ``known``."""
-    if value not in known:
+    if not isinstance(value, Hashable) or value not in known:  # arrays compare by their elements
         names = ", ".join(map(str, known))
         raise InvalidArgument(argument, repr(value), f"one of: {names}", "Choose one of these.")
 
@@ -60,10 +62,22 @@ for 100.
         raise InvalidType(argument, repr(value), text, do) from None
     except OverflowError:
         as_float = math.inf
-    if isinstance(value, (str, bytes)):
+    if isinstance(value, (str, bytes, bool, np.bool_)):
         raise InvalidType(argument, repr(value), text, do)
     if not math.isfinite(as_float) or not allowed(as_float) or (whole and as_float != int(value)):
         raise InvalidArgument(argument, repr(value), text, do)
+
+
+def boolean(argument: str, value: Any) -> None:
+    """Raise InvalidType unless ``value`` is true or false: "no" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise InvalidType(argument, repr(value), "true or false", "Pass one of these.")
+
+
+def iterations(argument: str, value: Any, *, default: Any = None) -> None:
+    """Raise unless ``value`` is a number of iterations."""
+    text = "a whole number from 0 to 2147483647"
+    number(argument, value, lambda v: 0 <= v < 2**31, text, whole=True, default=default)
 
 
 def lengths_of_voxel(argument: str, value: Any) -> tuple[float, float, float]:
@@ -142,8 +156,8 @@ class FlowSettings:
         choice("acceleration", self.acceleration, ACCELERATIONS)
         choice("method", self.method, METHODS)
         choice("potential", self.potential, POTENTIALS)
-        text = "a whole number >= 0"
-        number("n_iter", self.n_iter, lambda v: v >= 0, text, whole=True, default=200)
+        iterations("n_iter", self.n_iter, default=200)
+        boolean("adaptive_iters", self.adaptive_iters)
         text = "a number > 0"
         number("adaptive_factor", self.adaptive_factor, lambda v: v > 0, text, default=6)
         if self.context != "auto":
@@ -223,14 +237,13 @@ class SegmentSettings:
 
     def __post_init__(self) -> None:
         choice("backend", self.backend, BACKENDS)
-        text = "a whole number from 0 to 2147483647"
-        number("n_steps", self.n_steps, lambda v: 0 <= v < 2**31, text, whole=True, default=100)
+        iterations("n_steps", self.n_steps, default=100)
         text = "a number > 0 that float32 can hold"
         number("step_size", self.step_size, lambda v: 1e-37 < v < 1e38, text, default=1.0)
-        text = "a number > 0"
-        number("convergence_radius", self.convergence_radius, lambda v: v > 0, text, default=4.0)
-        text = "a whole number >= 0"
-        number("min_size", self.min_size, lambda v: v >= 0, text, whole=True, default=50)
+        radius = self.convergence_radius
+        number("convergence_radius", radius, lambda v: 1e-37 < v < 1e38, text, default=4.0)
+        text = "a whole number >= 0, and at most 2**62"
+        number("min_size", self.min_size, lambda v: 0 <= v <= 2**62, text, whole=True, default=50)
         choice("group", self.group, GROUPS)
         choice("interpolation", self.interpolation, INTERPOLATIONS)
 
@@ -259,5 +272,4 @@ class RefineSettings:
         text = "a number >= 0, where 0 drops nothing"
         check, name = (lambda v: v >= 0), "flow_error_threshold"
         number(name, self.flow_error_threshold, check, text, default=0.0)
-        if not isinstance(self.fill_holes, bool):
-            raise InvalidType("fill_holes", repr(self.fill_holes), "True or False")
+        boolean("fill_holes", self.fill_holes)

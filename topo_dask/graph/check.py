@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
+from topo_dask.grid import as_lengths
 from topo_dask.kernels import cpu
 
 
@@ -20,6 +21,13 @@ def check_array(array: Any, *, argument: str) -> None:
             f"an object of type {type(array).__name__}",
             "a NumPy, dask or zarr array",
             f"Pass e.g. {argument}=numpy.asarray(...).",
+        )
+    if isinstance(array, np.ma.MaskedArray):
+        raise InvalidType(
+            argument,
+            "a MaskedArray, whose mask would be lost",
+            "a plain array",
+            f"Say what stands behind the mask, e.g. {argument}=array.filled(0).",
         )
 
 
@@ -107,6 +115,15 @@ def check_flow(flow: Any, *, argument: str = "flow", whole: bool = False) -> Non
             f"float16, float32 or float64{names}",
             "Convert it, e.g. flow.astype('float32').",
         )
+
+
+def checked_origin(origin: Any) -> tuple[int, int, int]:
+    """The global index of a first voxel, if it is one: sums of coordinates stay exact."""
+    z, y, x = as_lengths(origin, argument="origin", axes=3, least=0)
+    if max(z, y, x) >= 2**31:
+        allowed = "whole numbers from 0 to 2147483647, in the order z, y, x"
+        raise InvalidArgument("origin", repr(origin), allowed, "Count voxels, not lengths.")
+    return z, y, x
 
 
 @dataclass(frozen=True)

@@ -50,8 +50,8 @@ def iterations_of(
         return most
     low = np.maximum(table.lo - 2, np.asarray(volume.start, dtype=np.int64))
     high = np.minimum(table.hi + 2, np.asarray(volume.stop, dtype=np.int64))
-    wanted = np.floor(settings.adaptive_factor * (high - low).max(axis=1)).astype(np.int64)
-    fewer: npt.NDArray[np.int64] = np.minimum(wanted, most)
+    wanted = np.floor(settings.adaptive_factor * (high - low).max(axis=1))
+    fewer: npt.NDArray[np.int64] = np.minimum(wanted, most).astype(np.int64)
     return fewer
 
 

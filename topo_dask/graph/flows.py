@@ -8,14 +8,14 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
-from dask.delayed import delayed
+from dask.delayed import Delayed, delayed
 
 from topo_dask.config import FlowSettings
-from topo_dask.errors import InvalidArgument
+from topo_dask.errors import InvalidArgument, InvalidType
 from topo_dask.graph.acceleration import applies, most_sweeps, shares_of
 from topo_dask.graph.annotated import lazily_pointed
 from topo_dask.graph.blocks import Source, assemble, grid_of
-from topo_dask.graph.check import check_labels, check_mask, check_same_shape
+from topo_dask.graph.check import check_labels, check_mask, check_same_shape, checked_origin
 from topo_dask.graph.context import (
     anchors_of,
     automatic_width,
@@ -23,12 +23,14 @@ from topo_dask.graph.context import (
     iterations_of,
     most_in_rounds,
 )
+from topo_dask.graph.fuse import Tiling, tiling_of
 from topo_dask.graph.instances import instance_table
 from topo_dask.graph.parts import halves, joined
 from topo_dask.grid import Region, as_lengths
 from topo_dask.kernels import cpu
 from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.computed import whole_or
+from topo_dask.kernels.cpu.filled import filled_flow
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.kernels.tables import InstanceTable
 
@@ -130,6 +132,18 @@ def _flow_of_piece(
     )
 
 
+def fills_volume(table: InstanceTable, settings: FlowSettings, volume: Region) -> bool:
+    """Whether a coordinate diffuses in a single instance without any wall: see `filled_flow`."""
+    if settings.method != "diffusion" or settings.potential != "coordinate" or len(table) != 1:
+        return False
+    box = tuple(table.lo[0].tolist()), tuple(table.hi[0].tolist())
+    return box == (volume.start, volume.stop) and int(table.voxels[0]) == volume.size
+
+
+def _all_of(labels: npt.NDArray[Any], number: np.uint64) -> bool:
+    return bool((labels == number.astype(labels.dtype)).all())
+
+
 def _diffused(
     labels: npt.NDArray[Any],
     piece: Piece,
@@ -142,6 +156,13 @@ def _diffused(
 
     Where anything may be, all is the processor's, so that bits do not depend on the block.
     """
+    if fills_volume(table, settings, piece.volume) and _all_of(labels, table.ids[0]):
+        return filled_flow(
+            piece.volume.shape,
+            int(iterations_of(table, settings, volume=piece.volume)[0]),
+            spacing=settings.spacing,
+            core=piece.core.relative_to(piece.volume.start).slices,
+        )
     kernels = kernels_for("cpu" if applies(settings) else settings.backend)
     iterations = iterations_of(table, settings, volume=piece.volume)
     shares = shares_of(table, iterations, settings)
@@ -193,6 +214,8 @@ def choose_read(
     if settings.potential == "poisson":
         return volume
     inside = rows_in(table, cpu.compact(core_labels)[1])
+    if fills_volume(inside, settings, volume):
+        return core
     iterations = iterations_of(inside, settings, volume=volume)
     return context_region(core, inside, iterations, settings, volume)
 
@@ -263,6 +286,7 @@ def generate_diffusion_flows(
     origin: tuple[int, ...] = (0, 0, 0),
     volume_shape: tuple[int, ...] | None = None,
     instances: InstanceTable | None = None,
+    overlap: Any = 0,
     context: Any = "auto",
     tolerance: float = 1e-4,
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0),
@@ -296,6 +320,9 @@ def generate_diffusion_flows(
         Shape of the whole volume that the tile is from.
     instances
         `instance_table` of that volume, without which a tile cannot know the whole extent.
+    overlap
+        For dask arrays: voxels that neighbouring chunks share and blend with cosine weights; at
+        most the shortest chunk. A NumPy array is one tile.
     context, tolerance
         For dask arrays: voxels computed around each chunk and thrown away; "auto" keeps every
         component within ``tolerance`` of the whole volume's, ``n_iter`` is exact to the bit.
@@ -347,15 +374,18 @@ def generate_diffusion_flows(
         acceleration=acceleration,
         backend=backend,
     )
-    start = as_lengths(origin, argument="origin", axes=3, least=0)
+    start = checked_origin(origin)
     shape = tuple(int(n) for n in instance_mask.shape)
     if spatial_mask is not None:
         check_mask(spatial_mask, argument="spatial_mask")
         check_same_shape(spatial_mask.shape, shape, argument="spatial_mask", of="instance_mask")
+    _check_table(instances, lazy=isinstance(instance_mask, da.Array))
     here = Region(start, tuple(a + n for a, n in zip(start, shape, strict=True)))
     volume = here if volume_shape is None else _volume_around(here, volume_shape)
     if isinstance(instance_mask, da.Array):
-        return _lazy_flows(instance_mask, settings, here, volume, instances, spatial_mask)
+        tiling = tiling_of(grid_of(instance_mask, argument="instance_mask"), overlap)
+        return _lazy_flows(instance_mask, settings, tiling, (here, volume), instances, spatial_mask)
+    as_lengths(overlap, argument="overlap", axes=3, least=0)
     labels = np.asarray(instance_mask)
     mask = None if spatial_mask is None else np.asarray(spatial_mask)
     piece = Piece(here, here, volume)
@@ -363,6 +393,19 @@ def generate_diffusion_flows(
     return flow_of_block(
         labels, piece, table=table, settings=settings, spatial_mask=mask, threads=available_cores()
     )
+
+
+def _check_table(instances: Any, *, lazy: bool) -> None:
+    """Raise InvalidType unless it is a table, or one that is still to be computed."""
+    known = (InstanceTable, Delayed) if lazy else InstanceTable
+    if instances is not None and not isinstance(instances, known):
+        raise InvalidType(
+            "instances",
+            f"an object of type {type(instances).__name__}",
+            "an InstanceTable",
+            "Pass topo_dask.instance_table(labels) of the whole volume, or a file of it by "
+            "topo_dask.read_instance_table.",
+        )
 
 
 def _volume_around(here: Region, volume_shape: Any) -> Region:
@@ -385,15 +428,23 @@ def _flow_of_region(
     return flow_of_block(labels, piece, table=table, settings=settings, spatial_mask=spatial_mask)
 
 
+def _blended(
+    core: Region, tiling: Tiling, flows: dict[int, npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float32]:
+    """Task of the lazy graph: the flow of a chunk from those of the tiles that reach it."""
+    return tiling.blended(core, flows.__getitem__)
+
+
 def _lazy_flows(
     labels: da.Array,
     settings: FlowSettings,
-    here: Region,
-    volume: Region,
+    tiling: Tiling,
+    place: tuple[Region, Region],
     instances: InstanceTable | None,
     spatial_mask: Any,
 ) -> da.Array:
-    grid = grid_of(labels, argument="instance_mask")
+    """Flows of a dask array; ``place``: where it lies, and the whole volume."""
+    grid, (here, volume) = tiling.grid, place
     check_blocks(settings, len(grid))
     # A given table is in the graph once, not once a block.
     known = delayed(instances) if instances is not None else None
@@ -409,13 +460,16 @@ def _lazy_flows(
     if settings.method == "direct" and masks is not None:
         table, masks = lazily_pointed(source, masks, table, grid), None
     task = delayed(_flow_of_region)
-    blocks = []
-    for core in grid:
-        read = core.grow(int(width) + 1, within=grid.shape)
-        piece = Piece(_moved(core, here), _moved(read, here), volume)
+    flows = []
+    for tile in map(tiling.tile, range(len(grid))):
+        read = tile.grow(int(width) + 1, within=grid.shape)
+        piece = Piece(_moved(tile, here), _moved(read, here), volume)
         mask = None if masks is None else masks.read(read)
-        blocks.append(task(source.read(read), mask, table, piece, settings))
-    return assemble(blocks, grid, dtype=np.float32, leading=(3,))
+        flows.append(task(source.read(read), mask, table, piece, settings))
+    if tiling:
+        blend = delayed(_blended)
+        flows = [blend(core, tiling, {n: flows[n] for n in tiling.reaching(core)}) for core in grid]
+    return assemble(flows, grid, dtype=np.float32, leading=(3,))
 
 
 def _moved(region: Region, here: Region) -> Region:
@@ -466,7 +520,8 @@ def generate_direct_flows(
         )
     here = Region((0, 0, 0), tuple(int(n) for n in instance_mask.shape))
     if isinstance(instance_mask, da.Array):
-        return _lazy_flows(instance_mask, settings, here, here, None, spatial_mask)
+        tiling = tiling_of(grid_of(instance_mask, argument="instance_mask"), 0)
+        return _lazy_flows(instance_mask, settings, tiling, (here, here), None, spatial_mask)
     labels = np.asarray(instance_mask)
     mask = None if spatial_mask is None else np.asarray(spatial_mask)
     ids, centres = cpu.direct_centres(labels, spatial_mask=mask)

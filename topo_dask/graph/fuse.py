@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from topo_dask.errors import InvalidArgument, InvalidType
-from topo_dask.grid import Region, as_lengths
+from topo_dask.grid import BlockGrid, Region, as_lengths
 from topo_dask.kernels import cpu
 
 Slices = tuple[slice, ...]
@@ -122,6 +123,20 @@ def compute_subcrop_slices(
 def build_spatial_mask(shape: Sequence[int]) -> npt.NDArray[np.float32]:
     """Mask of a tile whose faces are cuts: 1 inside, 0 on the outer faces.
 
+    Parameters
+    ----------
+    shape
+        Of the tile, any number of axes.
+
+    Returns
+    -------
+    float32 of that shape, for ``spatial_mask``: objects may go on behind the faces.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType
+        The argument is named.
+
     Examples
     --------
     >>> build_spatial_mask((1, 3, 4)).sum(), build_spatial_mask((3, 3, 4)).sum()
@@ -134,6 +149,22 @@ def build_spatial_mask(shape: Sequence[int]) -> npt.NDArray[np.float32]:
 
 def boundary_flags(slices: Slices, volume_shape: Sequence[int]) -> list[bool]:
     """Which faces of a tile are faces of the volume: z_lo, z_hi, y_lo, y_hi, x_lo, x_hi.
+
+    Parameters
+    ----------
+    slices
+        The tile, as `compute_subcrop_slices` gives it.
+    volume_shape
+        Shape of the volume.
+
+    Returns
+    -------
+    list of bool, two for each axis, for `cosine_blend_weight`.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType
+        The argument is named: not a shape, or not slices within the volume.
 
     Examples
     --------
@@ -232,3 +263,99 @@ def unit_vectors(flow: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
         flow, norm, out=np.zeros_like(flow), where=norm > 0
     ).astype(np.float32)
     return scaled
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The blocks of a grid as tiles, each with its share of the overlap with its neighbours.
+
+    Parameters
+    ----------
+    grid
+        The blocks.
+    overlap
+        Voxels that neighbouring tiles share along each axis, at most the shortest block.
+
+    Examples
+    --------
+    >>> tiling = Tiling(BlockGrid((8,), (4,)), (2,))
+    >>> tiling.tile(0), tiling.tapers(tiling.tile(0))
+    (Region(start=(0,), stop=(5,)), ((0, 2),))
+    """
+
+    grid: BlockGrid
+    overlap: tuple[int, ...]
+
+    def __bool__(self) -> bool:
+        """Whether any tiles overlap."""
+        return any(self.overlap)
+
+    def tile(self, number: int) -> Region:
+        """A block with its share of the overlap with each neighbour."""
+        core = self.grid.region(number)
+        return Region(
+            tuple(max(0, a - o // 2) for a, o in zip(core.start, self.overlap, strict=True)),
+            tuple(
+                min(n, b + o - o // 2)
+                for b, o, n in zip(core.stop, self.overlap, self.grid.shape, strict=True)
+            ),
+        )
+
+    def tapers(self, tile: Region) -> Tapers:
+        """Width of the overlap at each face of a tile."""
+        return tuple(
+            (o if a > 0 else 0, o if b < n else 0)
+            for a, b, o, n in zip(tile.start, tile.stop, self.overlap, self.grid.shape, strict=True)
+        )
+
+    def reaching(self, core: Region) -> list[int]:
+        """Numbers of the tiles that share voxels with a block, ascending."""
+        near = self.grid.touching(core.grow(self.overlap, within=self.grid.shape))
+        return [number for number in near if self.tile(number).intersect(core).size]
+
+    def blended(
+        self, core: Region, flow_of_tile: Callable[[int], npt.NDArray[Any]]
+    ) -> npt.NDArray[np.float32]:
+        """The flow of a block from those of the tiles that reach it, in their order.
+
+        Vectors get the mean length of the tiles' vectors: 1, except where diffusion has died out
+        and the whole volume's field is shorter too.
+        """
+        total = np.zeros((len(core.shape) + 1, *core.shape))  # the vectors, and their lengths
+        weights = np.zeros(core.shape)
+        for number in self.reaching(core):
+            tile, flow = self.tile(number), flow_of_tile(number)
+            norms = np.sqrt((flow.astype(np.float64) ** 2).sum(axis=0))
+            values = np.concatenate([flow, norms[None]])
+            tapers = self.tapers(tile)
+            add_weighted(total, weights, core, tile=tile, tapers=tapers, values=values)
+        lengths = (total[-1] / weights).astype(np.float32)
+        blended: npt.NDArray[np.float32] = unit_vectors(total[:-1]) * lengths
+        return blended
+
+
+def tiling_of(grid: BlockGrid, overlap: Any) -> Tiling:
+    """The tiles of a grid with some overlap.
+
+    Raises
+    ------
+    InvalidArgument, InvalidType
+        Not lengths, or longer than the shortest block.
+
+    Examples
+    --------
+    >>> tiling_of(BlockGrid((8, 8, 8), (4, 4, 4)), 2).overlap
+    (2, 2, 2)
+    """
+    shared = as_lengths(overlap, argument="overlap", axes=len(grid.shape), least=0)
+    shortest = tuple(
+        min(c) if len(c) > 1 else n for c, n in zip(grid.chunks, grid.shape, strict=True)
+    )
+    if any(o > s for o, s, c in zip(shared, shortest, grid.counts, strict=True) if c > 1):
+        raise InvalidArgument(
+            "overlap",
+            overlap,
+            f"at most the shortest block, {shortest}, along every axis",
+            "Use larger blocks.",
+        )
+    return Tiling(grid, shared)

@@ -13,10 +13,16 @@ from dask.delayed import delayed
 from scipy import ndimage
 
 from topo_dask.classes import ClassMethod, class_methods
-from topo_dask.config import FlowSettings, number
+from topo_dask.config import FlowSettings, iterations, number
 from topo_dask.graph.annotated import is_annotated
 from topo_dask.graph.blocks import Source, assemble, grid_of
-from topo_dask.graph.check import check_axes, check_labels, check_not_negative, check_same_shape
+from topo_dask.graph.check import (
+    check_labels,
+    check_mask,
+    check_not_negative,
+    check_same_shape,
+    checked_origin,
+)
 from topo_dask.graph.flows import generate_diffusion_flows, generate_direct_flows
 from topo_dask.grid import Region
 
@@ -227,7 +233,7 @@ def compute_flow_targets(
     """
     check_labels(instance_ids, argument="instance_ids", axes=4)
     count, *lengths = (int(n) for n in instance_ids.shape)
-    number("diffusion_iters", diffusion_iters, lambda v: v >= 0, "a whole number >= 0", whole=True)
+    iterations("diffusion_iters", diffusion_iters, default=200)
     others = FlowSettings(
         n_iter=diffusion_iters,
         adaptive_iters=adaptive_iters,
@@ -238,9 +244,10 @@ def compute_flow_targets(
         acceleration=acceleration,
         backend=backend,
     )
+    start = checked_origin(origin)
     methods = class_methods(class_names, count, class_config, resolution_nm, others)
     if spatial_mask is not None:
-        check_axes(spatial_mask, argument="spatial_mask", axes=3, names="z, y, x")
+        check_mask(spatial_mask, argument="spatial_mask")
         check_same_shape(
             spatial_mask.shape, lengths, argument="spatial_mask", of="a class of instance_ids"
         )
@@ -250,7 +257,7 @@ def compute_flow_targets(
     if lazy:
         made = [
             (
-                _class_flows(instance_ids[c], method, spatial_mask, origin),
+                _class_flows(instance_ids[c], method, spatial_mask, start),
                 compute_foreground(instance_ids[c], method.reach, spatial_mask),
             )
             for c, method in enumerate(methods)
@@ -260,7 +267,7 @@ def compute_flow_targets(
     class_fg = np.zeros((count, *lengths), dtype=np.float32)
     for c, method in enumerate(methods):
         labels = np.asarray(instance_ids[c])
-        flows[3 * c : 3 * c + 3] = _class_flows(labels, method, spatial_mask, origin)
+        flows[3 * c : 3 * c + 3] = _class_flows(labels, method, spatial_mask, start)
         class_fg[c] = compute_foreground(labels, method.reach, spatial_mask)
     return flows, class_fg
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import zarr
 from zarr.abc.store import Store
 
+from topo_dask.config import boolean
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 from topo_dask.graph.measure import (
     Comparison,
@@ -104,6 +105,7 @@ def compare(
       IoU >= 0.75               F1 0.0000 (precision 0.0000, recall 0.0000, 0 matched)
       largest merges            label 1 (64 voxels) in truth 1 (32), 2 (32)
     """
+    boolean("ignore_background", ignore_background)
     settings: dict[str, Any] = {
         "ignore_background": ignore_background,
         "thresholds": thresholds,

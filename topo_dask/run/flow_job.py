@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topo_dask.config import FlowSettings
+from topo_dask.graph.fuse import Tiling
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.storage import AnyArray
 
@@ -69,23 +70,10 @@ class FlowJob:
         """The origin where it matters: direct flows are the same wherever the volume lies."""
         return (0, 0, 0) if self.settings.method == "direct" else self.origin
 
-    def tile(self, number: int) -> Region:
-        """A block with its share of the overlap with each neighbour."""
-        core = self.grid.region(number)
-        return Region(
-            tuple(max(0, a - o // 2) for a, o in zip(core.start, self.overlap, strict=True)),
-            tuple(
-                min(n, b + o - o // 2)
-                for b, o, n in zip(core.stop, self.overlap, self.grid.shape, strict=True)
-            ),
-        )
-
-    def tapers(self, tile: Region) -> tuple[tuple[int, int], ...]:
-        """Width of the overlap at each face of a tile."""
-        return tuple(
-            (o if a > 0 else 0, o if b < n else 0)
-            for a, b, o, n in zip(tile.start, tile.stop, self.overlap, self.grid.shape, strict=True)
-        )
+    @property
+    def tiling(self) -> Tiling:
+        """The blocks as tiles that overlap."""
+        return Tiling(self.grid, self.overlap)
 
 
 @dataclass(frozen=True)

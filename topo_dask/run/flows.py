@@ -18,16 +18,16 @@ from topo_dask.graph.annotated import (
     is_annotated,
     pointed_at,
 )
-from topo_dask.graph.check import check_labels, check_same_shape
+from topo_dask.graph.check import check_labels, check_mask, check_same_shape, checked_origin
 from topo_dask.graph.context import (
     Choice,
     choose_context,
     choose_halo,
     most_in_rounds,
 )
-from topo_dask.graph.flows import Piece, choose_read, flow_of_block, rows_in
-from topo_dask.graph.fuse import add_weighted, unit_vectors
-from topo_dask.grid import BlockGrid, Region, as_lengths
+from topo_dask.graph.flows import Piece, choose_read, fills_volume, flow_of_block, rows_in
+from topo_dask.graph.fuse import tiling_of
+from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.tables import InstanceTable
 from topo_dask.plan.labels import FlowsWork
@@ -133,29 +133,19 @@ def make_block(task: Task) -> int:
 
 def make_tile(task: Task) -> int:
     """Stage flows, with overlap: the flow of a tile into the scratch."""
-    tile = task.job.tile(task.number)
+    tile = task.job.tiling.tile(task.number)
     save_array(task.job.work / "tiles" / f"{task.number}.npy", _flow(task.job, tile))
     return tile.size
 
 
 def fuse_block(task: Task) -> int:
-    """Stage fuse: a block of the output from the tiles that reach it, in their order.
-
-    Blended vectors get the mean length of the tiles' vectors: 1, except where diffusion has died
-    out and the whole volume's field is shorter too.
-    """
+    """Stage fuse: a block of the output from the tiles that reach it."""
     job, core = task.job, task.job.grid.region(task.number)
-    total = np.zeros((4, *core.shape))  # the vectors, and their lengths
-    weights = np.zeros(core.shape)
-    for near in job.grid.touching(core.grow(max(job.overlap), within=job.grid.shape)):
-        tile = job.tile(near)
-        if tile.intersect(core).size:
-            tile_flow = load_array(job.work / "tiles" / f"{near}.npy")
-            lengths = np.sqrt((tile_flow.astype(np.float64) ** 2).sum(axis=0))
-            values = np.concatenate([tile_flow, lengths[None]])
-            tapers = job.tapers(tile)
-            add_weighted(total, weights, core, tile=tile, tapers=tapers, values=values)
-    job.write(core, unit_vectors(total[:3]) * (total[3] / weights))
+
+    def flow_of_tile(number: int) -> npt.NDArray[np.float32]:
+        return load_array(job.work / "tiles" / f"{number}.npy")
+
+    job.write(core, job.tiling.blended(core, flow_of_tile))
     return core.size
 
 
@@ -259,7 +249,7 @@ def flows(
     if dtype not in FLOW_TYPES:
         names = ", ".join(map(repr, FLOW_TYPES))
         raise InvalidArgument("dtype", repr(dtype), f"one of: {names}", "Choose one of these.")
-    start = as_lengths(origin, argument="origin", axes=3, least=0)
+    start = checked_origin(origin)
     source = open_input(labels, argument="labels", axes=3)
     check_labels(source)
     grid = options.grid(tuple(int(n) for n in source.shape))
@@ -323,22 +313,13 @@ def open_mask(spatial_mask: Any, shape: tuple[int, ...]) -> Any:
     if spatial_mask is None:
         return None
     mask = open_input(spatial_mask, argument="spatial_mask", axes=3)
+    check_mask(mask, argument="spatial_mask")
     check_same_shape(mask.shape, shape, argument="spatial_mask", of="the labels")
     return mask
 
 
 def _checked_overlap(overlap: Any, grid: BlockGrid, settings: FlowSettings) -> tuple[int, ...]:
-    shared = as_lengths(overlap, argument="overlap", axes=3, least=0)
-    shortest = tuple(
-        min(c) if len(c) > 1 else n for c, n in zip(grid.chunks, grid.shape, strict=True)
-    )
-    if any(o > s for o, s, c in zip(shared, shortest, grid.counts, strict=True) if c > 1):
-        raise InvalidArgument(
-            "overlap",
-            overlap,
-            f"at most the shortest block, {shortest}, along every axis",
-            "Use larger blocks.",
-        )
+    shared = tiling_of(grid, overlap).overlap
     if settings.rounds is not None and (any(shared) or settings.method == "direct"):
         raise InvalidArgument(
             "rounds",
@@ -400,7 +381,7 @@ def run_stages(
     prepared = [_prepared(run, job, mark) for job in jobs]
     jobs = [job for job, _ in prepared]
     written = fingerprint(mark, run.output.identity)
-    if any(jobs[0].overlap):
+    if jobs[0].tiling:
         ledger.run(engine, "flows", mark, make_tile, **tasks(jobs))
         ledger.run(engine, "fuse", written, fuse_block, **tasks(jobs))
     else:
@@ -413,6 +394,8 @@ def _prepared(run: Run, job: FlowJob, mark: str) -> tuple[FlowJob, Choice | Solv
     if job.settings.method == "direct":
         return job, None
     table = load_instances(job.facts)
+    if fills_volume(table, job.settings, job.volume):
+        return job, None
     if job.settings.potential == "poisson":
         if len(job.grid) == 1:
             return job, None
@@ -424,7 +407,7 @@ def _prepared(run: Run, job: FlowJob, mark: str) -> tuple[FlowJob, Choice | Solv
         table=table,
         origin=job.origin,
         itemsize=job.labels.dtype.itemsize,
-        blended=any(job.overlap),
+        blended=bool(job.tiling),
     )
     if choice.rounds:
         job = replace(job, settings=replace(job.settings, acceleration="none"))

@@ -209,10 +209,27 @@ def instance_table(
 def read_instance_table(path: str | os.PathLike[str]) -> InstanceTable:
     """Read a table that `instance_table` wrote.
 
+    Parameters
+    ----------
+    path
+        Of the ``.npz`` file.
+
+    Returns
+    -------
+    InstanceTable, ascending by id.
+
     Raises
     ------
     InputNotFound, InvalidData
         No such file; a damaged one, or one without the columns of an instance table.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = tempfile.mkdtemp() + "/instances.npz"
+    >>> made = instance_table(np.array([[[0, 7, 7]]]), path, cluster="sync")
+    >>> read_instance_table(path).voxels
+    array([2])
     """
     return InstanceTable(**_load(path, COLUMNS))
 

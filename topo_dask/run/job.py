@@ -13,7 +13,7 @@ from typing import Any
 
 import zarr
 
-from topo_dask.config import BACKENDS, choice
+from topo_dask.config import BACKENDS, boolean, choice
 from topo_dask.errors import (
     InvalidArgument,
     MemoryTooSmall,
@@ -91,6 +91,8 @@ class RunOptions:
         object.__setattr__(self, "backend", wanted_on(where, self.backend))
         if self.blocks is not None:
             as_lengths(self.blocks, argument="blocks", axes=3, least=1)
+        for name in ("resume", "overwrite", "ignore_memory"):
+            boolean(name, getattr(self, name))
         if self.resume and self.overwrite:
             raise InvalidArgument(
                 "overwrite",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from topo_dask.config import RefineSettings, SegmentSettings, number
+from topo_dask.config import RefineSettings, SegmentSettings, boolean, number
 from topo_dask.graph.check import check_mask, check_no_nan, check_same_shape
 from topo_dask.graph.scale import check_scaled_flow, scaled_store
 from topo_dask.graph.segmentation import foreground_of_class
@@ -355,6 +355,7 @@ def segment(
     )
     refine = RefineSettings(flow_error_threshold, fill_holes)
     check_halo(halo)
+    boolean("keep_evidence", keep_evidence)
     field, mask, scale = _open_inputs(flows, foreground, threshold, scale)
     grid = options.grid(tuple(int(n) for n in field.shape[1:]))
     place = options.output(output, [field, mask])

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from topo_dask.classes import ClassMethod, class_methods
-from topo_dask.config import FlowSettings, choice, counting, number
-from topo_dask.graph.check import check_labels
+from topo_dask.config import FlowSettings, choice, counting, iterations
+from topo_dask.graph.check import check_labels, checked_origin
 from topo_dask.graph.targets import foreground_of_block
-from topo_dask.grid import BlockGrid, as_lengths
+from topo_dask.grid import BlockGrid
 from topo_dask.plan.labels import FlowsWork
 from topo_dask.run.files import input_mark, open_input, stored
 from topo_dask.run.flow_job import FlowJob
@@ -158,13 +158,13 @@ def flow_targets(
         blocks, work_dir, resume, overwrite, cluster, progress, zarr_format, ignore_memory, backend
     )
     choice("dtype", dtype, FLOW_TYPES)
-    number("diffusion_iters", diffusion_iters, lambda v: v >= 0, "a whole number >= 0", whole=True)
+    iterations("diffusion_iters", diffusion_iters, default=200)
     others = FlowSettings(
         n_iter=diffusion_iters, adaptive_iters=adaptive_iters, adaptive_factor=adaptive_factor,
         context=context, tolerance=tolerance, spacing=spacing, acceleration=acceleration,
         backend=options.backend,
     )  # fmt: skip
-    start = as_lengths(origin, argument="origin", axes=3, least=0)
+    start = checked_origin(origin)
     source = open_input(labels, argument="labels", axes=4, first="class")
     check_labels(source, axes=4)
     count, *lengths = (int(n) for n in source.shape)
