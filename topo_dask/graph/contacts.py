@@ -118,7 +118,7 @@ class Joins:
 
 
 @dataclass(frozen=True)
-class Choice:
+class JoinChoice:
     """What is made of joins.
 
     Parameters
@@ -169,7 +169,7 @@ def _ordered(pairs: Sequence[tuple[int, int]]) -> npt.NDArray[np.uint64]:
     return np.sort(np.asarray(pairs, dtype=np.uint64).reshape(-1, 2), axis=1)
 
 
-def names_of_parts(joins: Joins, choice: Choice) -> tuple[UInt64, int]:
+def names_of_parts(joins: Joins, choice: JoinChoice) -> tuple[UInt64, int]:
     """The instance of each part, with a first row for background, and the number of instances.
 
     First the clusters: parts that are close (but for vetoed pairs) and forced pairs are one, small

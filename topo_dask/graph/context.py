@@ -242,7 +242,7 @@ MOST_COMPARISONS = 5e7
 
 
 @dataclass(frozen=True, repr=False)
-class Choice:
+class ContextChoice:
     """How blocks get what lies around them: once a wide context, or rounds with a narrow one.
 
     Parameters
@@ -264,9 +264,9 @@ class Choice:
 
     Examples
     --------
-    >>> Choice(46, 0, 5e9, 2e8, 3.2, "within 0.0001 after 200 iterations")
-    Choice(a context of at most 46 voxels: within 0.0001 after 200 iterations)
-    >>> print(Choice(33, 32, 5e9, 2e8, 3.2, "as asked"))
+    >>> ContextChoice(46, 0, 5e9, 2e8, 3.2, "within 0.0001 after 200 iterations")
+    ContextChoice(a context of at most 46 voxels: within 0.0001 after 200 iterations)
+    >>> print(ContextChoice(33, 32, 5e9, 2e8, 3.2, "as asked"))
     rounds of 32 iterations, a context of 33 voxels each: as asked
     """
 
@@ -293,7 +293,7 @@ class Choice:
         return f"{what}: {self.reason}"
 
     def __repr__(self) -> str:
-        return f"Choice({self})"
+        return f"ContextChoice({self})"
 
 
 @dataclass(frozen=True)
@@ -417,7 +417,7 @@ def choose_context(
     origin: tuple[int, ...] = (0, 0, 0),
     itemsize: int = 4,
     blended: bool = False,
-) -> Choice:
+) -> ContextChoice:
     """Choose between one context and rounds of iterations, by voxel updates and bytes.
 
     The automatic context h follows from n and the tolerance; a block of side B then costs
@@ -444,7 +444,7 @@ def choose_context(
 
     Returns
     -------
-    Choice
+    ContextChoice
 
     Examples
     --------
@@ -459,7 +459,7 @@ def choose_context(
     largest = int(sample.most.max(initial=0))
     farthest = max(o + n for o, n in zip(origin, grid.shape, strict=True))
 
-    def once(fast: bool, reason: str, settings: FlowSettings = settings) -> Choice:
+    def once(fast: bool, reason: str, settings: FlowSettings = settings) -> ContextChoice:
         """One context, with or without acceleration."""
         how = settings if fast else replace(settings, acceleration="none")
         sweeps = [sweeps_of(n, farthest, how) for n in sample.most.tolist()]
@@ -469,7 +469,9 @@ def choose_context(
         ]
         cost = _cost_of_context(sample, widths, sweeps, how, itemsize)
         made = max(sweeps) if max(sweeps) < largest else 0
-        return Choice(max(widths), 0, cost.updates, cost.bytes_read, cost.seconds, reason, made)
+        return ContextChoice(
+            max(widths), 0, cost.updates, cost.bytes_read, cost.seconds, reason, made
+        )
 
     accelerated = applies(settings) and sweeps_of(largest, farthest, settings) < largest
     context = once(accelerated, "as asked")
@@ -497,8 +499,8 @@ def choose_context(
 
 
 def _with_hint(
-    chosen: Choice, settings: FlowSettings, once: Callable[[FlowSettings], Choice]
-) -> Choice:
+    chosen: ContextChoice, settings: FlowSettings, once: Callable[[FlowSettings], ContextChoice]
+) -> ContextChoice:
     """The same; its reason says so where acceleration, which was not asked for, is cheaper."""
     faster = replace(settings, acceleration="auto")
     if settings.acceleration != "none" or not applies(faster):
@@ -512,14 +514,16 @@ def _with_hint(
 
 def _rounds_of(
     sample: _Sample, settings: FlowSettings, itemsize: int, largest: int
-) -> tuple[int, Choice]:
+) -> tuple[int, ContextChoice]:
     """The length of the cheapest rounds, or that which is asked for; and what they take."""
     lengths = [k for k in ROUND_LENGTHS if k < largest] or [max(1, largest)]
     if isinstance(settings.rounds, int):
         lengths = [settings.rounds]
     costs = [(_cost_of_rounds(sample, k, settings, itemsize), k) for k in lengths]
     best, length = min(costs, key=lambda pair: (pair[0].seconds, pair[1]))
-    made = Choice(length + 1, length, best.updates, best.bytes_read, best.seconds, "as asked")
+    made = ContextChoice(
+        length + 1, length, best.updates, best.bytes_read, best.seconds, "as asked"
+    )
     return length, made
 
 

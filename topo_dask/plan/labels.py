@@ -10,7 +10,7 @@ from typing import Any
 
 from topo_dask.config import FlowSettings
 from topo_dask.graph.acceleration import explained
-from topo_dask.graph.context import FLOW_BYTES, STATE_BYTES, Choice, choose_context
+from topo_dask.graph.context import FLOW_BYTES, STATE_BYTES, ContextChoice, choose_context
 from topo_dask.graph.device import device_memory_of_flow
 from topo_dask.graph.flows import memory_of_flow
 from topo_dask.graph.instances import INSTANCE_BYTES, VOXELS_PER_INSTANCE, memory_of_facts
@@ -105,9 +105,9 @@ class FlowsWork(InstancesWork):
         return len(self.inputs) > 1
 
     @cached_property
-    def choices(self) -> tuple[Choice | None, ...]:
+    def choices(self) -> tuple[ContextChoice | None, ...]:
         """Context or rounds of each class; ``None`` where neither is needed."""
-        found: list[Choice | None] = []
+        found: list[ContextChoice | None] = []
         for settings in self.settings:
             if settings.method == "direct" or settings.potential == "poisson":
                 found.append(None)
@@ -229,7 +229,7 @@ class FlowsWork(InstancesWork):
         yield StagePlan("centres", blocks, memory, 27 * per_voxel * self.voxels, table, blocks)
         yield StagePlan("pointed", 1, peak(3 * table, voxels=False), table, table, 5)
 
-    def _rounds(self, number: int, choice: Choice) -> Iterator[StagePlan]:
+    def _rounds(self, number: int, choice: ContextChoice) -> Iterator[StagePlan]:
         """The rounds of a class, all in one row."""
         settings = self.settings[number]
         largest, every = self._read(number)

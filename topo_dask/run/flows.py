@@ -20,7 +20,7 @@ from topo_dask.graph.annotated import (
 )
 from topo_dask.graph.check import check_labels, check_mask, check_same_shape, checked_origin
 from topo_dask.graph.context import (
-    Choice,
+    ContextChoice,
     choose_context,
     choose_halo,
     most_in_rounds,
@@ -343,7 +343,7 @@ def run_stages(
     inputs: list[Any],
     mark: str,
     given: InstanceTable | None = None,
-) -> list[tuple[int, Choice | Solved | None]]:
+) -> list[tuple[int, ContextChoice | Solved | None]]:
     """Run all stages of one volume, or of all classes of a stack.
 
     Gives for each the number of instances, and how blocks got what lies around them.
@@ -389,7 +389,7 @@ def run_stages(
     return [(count, how) for count, (_, how) in zip(counts, prepared, strict=True)]
 
 
-def _prepared(run: Run, job: FlowJob, mark: str) -> tuple[FlowJob, Choice | Solved | None]:
+def _prepared(run: Run, job: FlowJob, mark: str) -> tuple[FlowJob, ContextChoice | Solved | None]:
     """Make the rounds of a volume, where it goes by rounds; and how blocks see around them."""
     if job.settings.method == "direct":
         return job, None
@@ -420,7 +420,7 @@ def _title(settings: FlowSettings, grid: BlockGrid) -> str:
 
 
 def _details(
-    run: Run, job: FlowJob, made: tuple[int, Choice | Solved | None], began: float
+    run: Run, job: FlowJob, made: tuple[int, ContextChoice | Solved | None], began: float
 ) -> dict[str, Any]:
     instances, choice = made
     details: dict[str, Any] = {
@@ -431,7 +431,7 @@ def _details(
     }
     if choice is not None:
         details["context"] = str(choice)
-        if isinstance(choice, Choice) and job.settings.acceleration != "none":
+        if isinstance(choice, ContextChoice) and job.settings.acceleration != "none":
             details["acceleration"] = ": ".join(
                 explained(job.settings, choice.sweeps, choice.rounds)
             )

@@ -13,7 +13,7 @@ import numpy as np
 from topo_dask.config import GROUPS, SegmentSettings, choice, number
 from topo_dask.errors import InvalidArgument, InvalidType
 from topo_dask.graph.check import check_same_shape
-from topo_dask.graph.contacts import Choice, JoinRules, Joins, names_of_parts
+from topo_dask.graph.contacts import JoinChoice, JoinRules, Joins, names_of_parts
 from topo_dask.graph.scale import check_scaled_flow, scaled_store
 from topo_dask.plan.flow_field import RelabelWork
 from topo_dask.run.chain import Chain, Step, View, run_steps
@@ -40,7 +40,7 @@ class NamesTask:
     """One union of all parts."""
 
     evidence: Evidence
-    choice: Choice
+    choice: JoinChoice
     path: Path
 
     def __str__(self) -> str:
@@ -70,7 +70,7 @@ def _pairs(value: Any, argument: str) -> tuple[tuple[int, int], ...]:
     return tuple(sorted({(int(min(p)), int(max(p))) for p in pairs}))
 
 
-def _check_pairs(joins: Joins, chosen: Choice) -> None:
+def _check_pairs(joins: Joins, chosen: JoinChoice) -> None:
     """Raise unless all parts exist and there is a join to every vetoed pair."""
     count = len(joins.voxels)
     for argument, pairs in (("veto", chosen.veto), ("force", chosen.force)):
@@ -197,7 +197,7 @@ def relabel(
     in_group = evidence.settings["group"] if group is None else group
     choice("group", in_group, GROUPS)
     rules = _rules(min_dot, min_area, in_group)
-    chosen = Choice(rules, int(least), _pairs(veto, "veto"), _pairs(force, "force"))
+    chosen = JoinChoice(rules, int(least), _pairs(veto, "veto"), _pairs(force, "force"))
     _check_pairs(evidence.load(), chosen)
     shape = tuple(int(n) for n in evidence.parts.shape)
     known_blocks = evidence.settings["blocks"] if blocks is None else blocks
