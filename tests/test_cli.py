@@ -171,6 +171,10 @@ def test_demo_leaves_labels_and_a_page(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "slices.png").read_bytes().startswith(b"\x89PNG")
     refused = run(*demo, cwd=tmp_path, code=1)
     assert "not empty" in refused.stderr
+    for bad in (["--shape", "0,9,9"], ["--blocks", "0"], ["--cluster", "nonesuch"]):
+        refused = run(*demo, *bad, "--overwrite", cwd=tmp_path, code=1)
+        assert f"{bad[0][2:]}: got " in refused.stderr
+        assert (tmp_path / "out" / "index.html").exists()
     run(*demo, "--overwrite", "--no-progress", cwd=tmp_path)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from copy import copy
 from functools import partial, wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -35,6 +35,7 @@ CLUSTER_HELP = (
 )
 
 
+CONTEXT_HELP = "Computed around blocks and thrown away."
 HALO_HELP = "Read around blocks; saves hand-over rounds."
 
 
@@ -140,6 +141,88 @@ NUMBERS = Numbers()
 PAIR = Pair()
 
 
+def several(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in this order in the help."""
+
+    def with_all(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return with_all
+
+
+class_options = several(
+    click.option(
+        "--class-names", type=Names(), help="One for each class. [default: the known nine]"
+    ),
+    click.option("--class-config", type=click.Path(), help="YAML file: how each class is treated."),
+    click.option("--resolution-nm", type=float, help="Edge of a voxel in nm, for the defaults."),
+)
+diffusion_options = several(
+    click.option(
+        "--adaptive-iters/--no-adaptive-iters", default=True, help="Fewer for small instances."
+    ),
+    click.option(
+        "--adaptive-factor",
+        type=float,
+        default=6,
+        show_default=True,
+        help="Iterations for each voxel of their longest side.",
+    ),
+    click.option("--spatial-mask", type=click.Path(), help="1 where annotated (zarr [Z,Y,X])."),
+    click.option(
+        "--origin", type=LENGTHS, default=(0, 0, 0), help="Global index of the first voxel."
+    ),
+    click.option(
+        "--context", type=ContextWidth(), default="auto", show_default=True, help=CONTEXT_HELP
+    ),
+    click.option(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        show_default=True,
+        help="Error of a component that the automatic context may leave.",
+    ),
+    click.option(
+        "--spacing", type=NUMBERS, default=(1.0, 1.0, 1.0), help="Distance of voxels: z,y,x."
+    ),
+    click.option(
+        "--acceleration",
+        type=click.Choice(ACCELERATIONS),
+        default="none",
+        show_default=True,
+        help="Fewer sweeps for many iterations of coordinates, within the tolerance.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(FLOW_TYPES),
+        default="float32",
+        show_default=True,
+        help="Of the output.",
+    ),
+)
+instance_options = several(
+    click.option(
+        "--flow-error-threshold",
+        type=float,
+        default=0.0,
+        show_default=True,
+        help="Drop instances whose flow is farther from the direct flow; 0: none.",
+    ),
+    click.option("--fill-holes", is_flag=True, help="Fill what one instance encloses."),
+    click.option(
+        "--interpolation",
+        type=click.Choice(INTERPOLATIONS),
+        default="nearest",
+        show_default=True,
+        help="Of the flow, between voxels.",
+    ),
+    click.option("--scale", type=float, help="What the numbers of FLOWS are divided by, e.g. 127."),
+    click.option("--halo", type=ContextWidth(), default="auto", show_default=True, help=HALO_HELP),
+)
+
+
 def cluster_options(command: Command) -> Command:
     """Add the options that say where tasks run; the command gets them as ``cluster``."""
 
@@ -158,25 +241,17 @@ def cluster_options(command: Command) -> Command:
             where = read_options(cluster, cluster_file, cluster_option, **more)
         return command(cluster=where, **options)
 
-    made: Any = with_cluster
-    for option in reversed(
-        (
-            click.option("--cluster", metavar="NAME", help=CLUSTER_HELP),
-            click.option("--cluster-file", type=click.Path(), help="Its options, as YAML."),
-            click.option(
-                "--cluster-option",
-                metavar="KEY=VALUE",
-                multiple=True,
-                help="One of its options, e.g. jobs=4, cores=8, memory=32GB, walltime=02:00:00.",
-            ),
-            click.option(
-                "--performance-report", type=click.Path(), help="HTML file that dask writes."
-            ),
-        )
-    ):
-        made = option(made)
-    result: Command = made
-    return result
+    return several(
+        click.option("--cluster", metavar="NAME", help=CLUSTER_HELP),
+        click.option("--cluster-file", type=click.Path(), help="Its options, as YAML."),
+        click.option(
+            "--cluster-option",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="One of its options, e.g. jobs=4, cores=8, memory=32GB, walltime=02:00:00.",
+        ),
+        click.option("--performance-report", type=click.Path(), help="HTML file that dask writes."),
+    )(cast(Command, with_cluster))
 
 
 class _Planned(Exception):
@@ -236,25 +311,26 @@ def run_options(command: Command, *, arrays: bool = True, computes: bool = True)
     backend = click.option(
         "--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help=what
     )
-    layout = click.option("--zarr-format", type=click.IntRange(2, 3), default=3, show_default=True)
-    command = cluster_options(_plannable(command))
-    for option in reversed(
-        (
-            click.option("--blocks", type=LENGTHS, help="Shape of a block. [default: 128,128,128]"),
-            click.option("--work-dir", type=click.Path(), help="Where scratch data goes."),
-            click.option("--resume", is_flag=True, help="Go on with an unfinished run."),
-            click.option("--overwrite", is_flag=True, help="Replace an existing output."),
-            *([layout] if arrays else []),
-            click.option("--progress/--no-progress", default=True, help="Show progress."),
-            click.option(
-                "--ignore-memory", is_flag=True, help="Begin also where memory may not suffice."
-            ),
-            *([backend] if computes else []),
-            DRY_RUN,
-        )
-    ):
-        command = option(command)
-    return command
+    layout = click.option(
+        "--zarr-format",
+        type=click.IntRange(2, 3),
+        default=3,
+        show_default=True,
+        help="Of the output.",
+    )
+    return several(
+        click.option("--blocks", type=LENGTHS, help="Shape of a block. [default: 128,128,128]"),
+        click.option("--work-dir", type=click.Path(), help="Where scratch data goes."),
+        click.option("--resume", is_flag=True, help="Go on with an unfinished run."),
+        click.option("--overwrite", is_flag=True, help="Replace an existing output."),
+        *([layout] if arrays else []),
+        click.option("--progress/--no-progress", default=True, help="Show progress."),
+        click.option(
+            "--ignore-memory", is_flag=True, help="Begin also where memory may not suffice."
+        ),
+        *([backend] if computes else []),
+        DRY_RUN,
+    )(cluster_options(_plannable(command)))
 
 
 class _Commands(click.Group):
@@ -282,31 +358,27 @@ def main() -> None:
 @main.command()
 @click.argument("labels", type=click.Path())
 @click.argument("output", type=click.Path())
-@click.option("--method", type=click.Choice(METHODS), default="diffusion", show_default=True)
-@click.option("--potential", type=click.Choice(POTENTIALS), default="coordinate", show_default=True)
-@click.option("--n-iter", type=int, default=200, show_default=True, help="Most iterations.")
 @click.option(
-    "--adaptive-iters/--no-adaptive-iters", default=True, help="Fewer for small instances."
+    "--method",
+    type=click.Choice(METHODS),
+    default="diffusion",
+    show_default=True,
+    help="Of any form, or convex.",
 )
-@click.option("--adaptive-factor", type=float, default=6, show_default=True)
-@click.option("--spatial-mask", type=click.Path(), help="1 where annotated (zarr [Z,Y,X]).")
-@click.option("--origin", type=LENGTHS, default=(0, 0, 0), help="Global index of the first voxel.")
+@click.option(
+    "--potential",
+    type=click.Choice(POTENTIALS),
+    default="coordinate",
+    show_default=True,
+    help="What diffuses.",
+)
+@click.option("--n-iter", type=int, default=200, show_default=True, help="Most iterations.")
+@diffusion_options
 @click.option(
     "--overlap", type=LENGTHS, default=0, show_default=True, help="Blended between tiles."
 )
-@click.option("--context", type=ContextWidth(), default="auto", show_default=True)
-@click.option("--tolerance", type=float, default=1e-4, show_default=True)
-@click.option("--spacing", type=NUMBERS, default=(1.0, 1.0, 1.0), help="Distance of voxels: z,y,x.")
 @click.option("--rounds", type=RoundLength(), help="Iterations a round, in place of a context.")
-@click.option(
-    "--acceleration",
-    type=click.Choice(ACCELERATIONS),
-    default="none",
-    show_default=True,
-    help="Fewer sweeps for many iterations of coordinates, within the tolerance.",
-)
 @click.option("--instances", type=click.Path(), help="Table of these labels, saves a pass.")
-@click.option("--dtype", type=click.Choice(FLOW_TYPES), default="float32", show_default=True)
 @run_options
 def flows(**options: Any) -> None:
     """Make the flow field of LABELS (zarr [Z,Y,X]) at OUTPUT (zarr [3,Z,Y,X])."""
@@ -327,29 +399,11 @@ def instances(**options: Any) -> None:
 @main.command()
 @click.argument("labels", type=click.Path())
 @click.argument("output", type=click.Path())
-@click.option("--class-names", type=Names(), help="One for each class. [default: the known nine]")
-@click.option("--class-config", type=click.Path(), help="YAML file: how each class is treated.")
-@click.option("--resolution-nm", type=float, help="Edge of a voxel in nm, for the defaults.")
+@class_options
 @click.option(
     "--diffusion-iters", type=int, default=200, show_default=True, help="Of classes without any."
 )
-@click.option(
-    "--adaptive-iters/--no-adaptive-iters", default=True, help="Fewer for small instances."
-)
-@click.option("--adaptive-factor", type=float, default=6, show_default=True)
-@click.option("--spatial-mask", type=click.Path(), help="1 where annotated (zarr [Z,Y,X]).")
-@click.option("--origin", type=LENGTHS, default=(0, 0, 0), help="Global index of the first voxel.")
-@click.option("--context", type=ContextWidth(), default="auto", show_default=True)
-@click.option("--tolerance", type=float, default=1e-4, show_default=True)
-@click.option("--spacing", type=NUMBERS, default=(1.0, 1.0, 1.0), help="Distance of voxels: z,y,x.")
-@click.option(
-    "--acceleration",
-    type=click.Choice(ACCELERATIONS),
-    default="none",
-    show_default=True,
-    help="Fewer sweeps for many iterations of coordinates, within the tolerance.",
-)
-@click.option("--dtype", type=click.Choice(FLOW_TYPES), default="float32", show_default=True)
+@diffusion_options
 @run_options
 def targets(**options: Any) -> None:
     """Make flows and foreground of LABELS (zarr [C,Z,Y,X]) at OUTPUT (zarr group), to train on."""
@@ -361,27 +415,21 @@ def targets(**options: Any) -> None:
 @click.argument("output", type=click.Path())
 @click.option("--foreground", type=click.Path(), help="Labels, mask or probability (zarr [Z,Y,X]).")
 @click.option("--threshold", type=float, default=0.0, show_default=True, help="Of the foreground.")
-@click.option("--n-steps", type=int, default=100, show_default=True)
-@click.option("--step-size", type=float, default=1.0, show_default=True)
-@click.option("--convergence-radius", type=float, default=4.0, show_default=True)
+@click.option("--n-steps", type=int, default=100, show_default=True, help="Of each particle.")
+@click.option("--step-size", type=float, default=1.0, show_default=True, help="In voxels.")
+@click.option(
+    "--convergence-radius",
+    type=float,
+    default=4.0,
+    show_default=True,
+    help="Ends closer than this are one instance, in voxels.",
+)
 @click.option("--min-size", type=int, default=50, show_default=True, help="In voxels.")
 @click.option(
     "--group", type=int, default=1, show_default=True, help="1: convex, 2: elongated, 3: thin."
 )
-@click.option(
-    "--flow-error-threshold",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Drop instances whose flow is farther from the direct flow; 0: none.",
-)
-@click.option("--fill-holes", is_flag=True, help="Fill what one instance encloses.")
+@instance_options
 @click.option("--keep-evidence", is_flag=True, help="Keep what `topo-dask relabel` needs.")
-@click.option(
-    "--interpolation", type=click.Choice(INTERPOLATIONS), default="nearest", show_default=True
-)
-@click.option("--scale", type=float, help="What the numbers of FLOWS are divided by, e.g. 127.")
-@click.option("--halo", type=ContextWidth(), default="auto", show_default=True, help=HALO_HELP)
 @run_options
 def segment(**options: Any) -> None:
     """Make instance labels of FLOWS (zarr [3,Z,Y,X]) at OUTPUT (OME-Zarr labels)."""
@@ -392,23 +440,9 @@ def segment(**options: Any) -> None:
 @click.argument("probabilities", type=click.Path())
 @click.argument("flows", type=click.Path())
 @click.argument("output", type=click.Path())
-@click.option("--class-names", type=Names(), help="One for each class. [default: the known nine]")
-@click.option("--class-config", type=click.Path(), help="YAML file: how each class is treated.")
-@click.option("--resolution-nm", type=float, help="Edge of a voxel in nm, for the defaults.")
+@class_options
 @click.option("--threshold", type=float, default=0.5, show_default=True, help="Of probabilities.")
-@click.option(
-    "--flow-error-threshold",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Drop instances whose flow is farther from the direct flow; 0: none.",
-)
-@click.option("--fill-holes", is_flag=True, help="Fill what one instance encloses.")
-@click.option(
-    "--interpolation", type=click.Choice(INTERPOLATIONS), default="nearest", show_default=True
-)
-@click.option("--scale", type=float, help="What the numbers of FLOWS are divided by, e.g. 127.")
-@click.option("--halo", type=ContextWidth(), default="auto", show_default=True, help=HALO_HELP)
+@instance_options
 @run_options
 def segment_classes(probabilities: str, flows: str, output: str, **options: Any) -> None:
     """Make instance labels of PROBABILITIES [C,Z,Y,X] and FLOWS [3C,Z,Y,X] at OUTPUT (group)."""
@@ -436,7 +470,13 @@ def relabel(**options: Any) -> None:
 @click.argument("table", type=click.Path())
 @click.argument("output", type=click.Path())
 @click.option("--order", type=int, default=1, show_default=True, help="Of splines: 0, 1 or 3.")
-@click.option("--blend", type=click.Choice(BLENDS), default="cosine", show_default=True)
+@click.option(
+    "--blend",
+    type=click.Choice(BLENDS),
+    default="cosine",
+    show_default=True,
+    help="Weights where tiles overlap.",
+)
 @click.option("--overlap", type=LENGTHS, help="Width of the cosine tapers. [default: half a tile]")
 @click.option("--vector", is_flag=True, help="Channels are a vector: turn it with its tile.")
 @click.option("--unit/--no-unit", default=None, help="Give vectors length 1. [default: --vector]")
@@ -461,15 +501,33 @@ def fuse(**options: Any) -> None:
 @click.option("--tile", type=LENGTHS, required=True, help="Shape of a tile, e.g. 256,256.")
 @click.option("--overlap", type=LENGTHS, default=0, show_default=True, help="Shared and blended.")
 @click.option("--context", type=LENGTHS, default=0, show_default=True, help="Seen, thrown away.")
-@click.option("--last", type=click.Choice(LASTS), default="move", show_default=True)
-@click.option("--blend", type=click.Choice(TILE_BLENDS), default="cosine", show_default=True)
+@click.option(
+    "--last",
+    type=click.Choice(LASTS),
+    default="move",
+    show_default=True,
+    help="What is done with the last tile of an axis.",
+)
+@click.option(
+    "--blend",
+    type=click.Choice(TILE_BLENDS),
+    default="cosine",
+    show_default=True,
+    help="Weights where tiles overlap.",
+)
 @click.option("--ids", type=click.Choice(IDS), default="keep", show_default=True, help="Of labels.")
 @click.option("--normalise", is_flag=True, help="Scale vectors along the channels to length 1.")
 @click.option("--channels", type=int, help="Of the result. [default: from one tile]")
 @click.option("--dtype", help="Of the result. [default: from one tile]")
 @click.option("--batch", type=int, help="Tiles a call, along a first axis. [default: no such axis]")
 @click.option("--pass-origin", is_flag=True, help="Call the function with origin=.")
-@click.option("--beyond", type=click.Choice(BEYOND), default="reflect", show_default=True)
+@click.option(
+    "--beyond",
+    type=click.Choice(BEYOND),
+    default="reflect",
+    show_default=True,
+    help="What a tile sees beyond the image.",
+)
 @click.option("--mask", type=click.Path(), help="Area of interest: zarr array at any scale.")
 @click.option("--box", "boxes", type=POINTS, multiple=True, help="Area of interest: first;end.")
 @click.option("--polygon", type=POINTS, help="Area of interest: corners y,x;y,x;y,x.")
@@ -527,8 +585,8 @@ def job_script(
 @main.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("topo-dask-demo"))
 @click.option("--shape", type=LENGTHS, default=(128, 192, 192), help="Of the volume.")
-@click.option("--blocks", type=LENGTHS, default=64, show_default=True)
-@click.option("--seed", type=int, default=1, show_default=True)
+@click.option("--blocks", type=LENGTHS, default=64, show_default=True, help="Shape of a block.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Of the volume.")
 @cluster_options
 @click.option("--overwrite", is_flag=True, help="Replace the folder of an earlier demo.")
 @click.option("--progress/--no-progress", default=True, help="Show progress.")

@@ -75,8 +75,8 @@ def boolean(argument: str, value: Any) -> None:
 
 
 def iterations(argument: str, value: Any, *, default: Any = None) -> None:
-    """Raise unless ``value`` is a number of iterations."""
-    text = "a whole number from 0 to 2147483647"
+    """Raise unless ``value`` is a number of iterations or steps."""
+    text = "a whole number >= 0 and <= 2147483647"
     number(argument, value, lambda v: 0 <= v < 2**31, text, whole=True, default=default)
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from topo_dask.errors import OutputExists
+from topo_dask.errors import OutputExists, OutputNotWritable
 from topo_dask.graph.measure import Comparison
-from topo_dask.grid import BlockGrid
+from topo_dask.grid import BlockGrid, as_lengths
 from topo_dask.run.compare import compare
 from topo_dask.run.execute import open_engine
 from topo_dask.run.flows import flows
@@ -38,13 +37,17 @@ class Demo:
     page: Path
 
 
-def make_truth(path: Path, shape: tuple[int, ...], seed: int) -> Any:
+def tissue_of(shape: tuple[int, ...], seed: int) -> TissueSpec:
+    """What the demo's volume is made of; refuses what is no shape."""
+    z, y, x = as_lengths(shape, argument="shape", axes=3, least=1)
+    return TissueSpec((z, y, x), max(20, z * y * x // 12_000), seed)
+
+
+def make_truth(path: Path, spec: TissueSpec) -> Any:
     """Write a synthetic tissue as OME-Zarr labels, block by block; gives the zarr array."""
-    objects = max(20, int(np.prod(shape)) // 12_000)
-    spec = TissueSpec((shape[0], shape[1], shape[2]), objects, seed)
-    grid = BlockGrid(shape, (64, 64, 64))
+    grid = BlockGrid(spec.shape, (64, 64, 64))
     output = Output(path, overwrite=True)
-    array = output.create(shape, output_chunks(grid.largest, shape), "uint32")
+    array = output.create(spec.shape, output_chunks(grid.largest, spec.shape), "uint32")
     for region in grid:
         array[region.slices] = synthetic_tissue_block(spec, region.start, region.stop)
     return output.publish_labels(geometry=Geometry(VOXEL_NM, (0.0, 0.0, 0.0), "nanometer"))
@@ -52,17 +55,28 @@ def make_truth(path: Path, shape: tuple[int, ...], seed: int) -> Any:
 
 def _prepare(folder: Path, overwrite: bool) -> None:
     mark = folder / ".topo-dask-demo"
-    if folder.exists() and any(folder.iterdir()):
-        if not (overwrite and mark.exists()):
+    try:
+        there = os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir()))
+        if there and not (overwrite and mark.exists()):
             raise OutputExists(
                 "folder",
-                f"{folder}, which is not empty",
+                f"{folder}, which is there and not empty",
                 "a new folder, or that of an earlier demo with --overwrite",
                 "Choose another folder.",
             )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    mark.touch()
+        if there:
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OutputExists:
+        raise
+    except OSError as error:
+        raise OutputNotWritable(
+            "folder",
+            f"{folder}, which cannot be written ({error.strerror or error})",
+            "a folder that can be made and written",
+            "Choose another folder, or change the permissions.",
+        ) from error
 
 
 def run_demo(
@@ -100,10 +114,12 @@ def run_demo(
     Demo
     """
     place = Path(folder).expanduser().absolute()
-    _prepare(place, overwrite)
-    say(f"Making a synthetic tissue of {'x'.join(map(str, shape))} voxels ...")
-    truth = make_truth(place / "truth.zarr", shape, seed)
+    spec = tissue_of(shape, seed)
+    as_lengths(blocks, argument="blocks", axes=3, least=1)
     with open_engine(cluster, display=progress_display(progress)) as engine:
+        _prepare(place, overwrite)  # when nothing else can be wrong: it removes an earlier demo
+        say(f"Making a synthetic tissue of {'x'.join(map(str, spec.shape))} voxels ...")
+        truth = make_truth(place / "truth.zarr", spec)
         options: dict[str, Any] = {"blocks": blocks, "cluster": engine, "progress": progress}
         flow = flows(truth, place / "flows.zarr", **options)
         labels = segment(flow.array, place / "labels.zarr", foreground=truth, **options)
@@ -115,7 +131,7 @@ def run_demo(
         title="topo_dask demo",
         panels=panels,
         facts={
-            "volume": f"{'x'.join(map(str, shape))} voxels, synthetic",
+            "volume": f"{'x'.join(map(str, spec.shape))} voxels, synthetic",
             "blocks": flow.details["blocks"],
             "flows": f"{flow.seconds:.1f} s, {flow.details['speed']}",
             "segmentation": f"{labels.seconds:.1f} s, {labels.details['speed']}",

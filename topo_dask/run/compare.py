@@ -16,6 +16,7 @@ from zarr.abc.store import Store
 
 from topo_dask.config import boolean
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
+from topo_dask.graph.check import check_array
 from topo_dask.graph.measure import (
     Comparison,
     Contingency,
@@ -133,6 +134,7 @@ def compare(
 def _volume(source: Any, argument: str) -> Volume:
     """The array behind a source, checked as far as that goes without reading voxels."""
     if isinstance(source, (np.ndarray, da.Array)):
+        check_array(source, argument=argument)
         array: Volume = source
     elif isinstance(source, (str, os.PathLike, zarr.Array, zarr.Group, Store)):
         array = open_array(source, argument=argument, axes=(3,))
