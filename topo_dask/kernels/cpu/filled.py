@@ -56,8 +56,10 @@ def filled_flow(
 
     Examples
     --------
-    >>> filled_flow((1, 1, 3), 5)[2, 0, 0], filled_flow((1, 1, 3), 500)[2, 0, 0]
-    (array([1., 1., 1.], dtype=float32), array([0., 0., 0.], dtype=float32))
+    >>> filled_flow((1, 1, 3), 5)[2, 0, 0]
+    array([1., 1., 1.], dtype=float32)
+    >>> bool(filled_flow((1, 1, 3), 500).max() < 1e-9)
+    True
     """
     part = core or tuple(slice(0, n) for n in shape)
     slopes = [
