@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 Starmap = Callable[[Callable[..., Any], list[tuple[Any, ...]]], None]
 
 
-def serial(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
+def serial(function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> None:
     """Run ``function(*call)`` for every call, one after the other."""
     for call in calls:
         function(*call)
@@ -20,18 +20,21 @@ def serial(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
 
 @contextmanager
 def starmap(threads: int) -> Iterator[Starmap]:
-    """Give a function that runs ``function(*call)`` for every call, on ``threads`` threads."""
+    """Give a function that runs ``function(*call)`` for every call, on ``threads`` threads.
+
+    The calling thread is one of them: short calls would be over before another has begun.
+    """
     if threads <= 1:
         yield serial
         return
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads - 1) as pool:
 
         def parallel(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
-            if len(calls) == 1:
-                function(*calls[0])
-            else:
-                for future in [pool.submit(function, *call) for call in calls]:
-                    future.result()
+            left = iter(calls)  # from which each thread takes the next
+            others = [pool.submit(serial, function, left) for _ in calls[1:threads]]
+            serial(function, left)
+            for other in others:
+                other.result()
 
         yield parallel
 

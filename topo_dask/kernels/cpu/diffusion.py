@@ -73,7 +73,7 @@ def domain_of(
     threads: int = 1,
 ) -> Domain:
     """Lay out an array for the diffusion of the instances that are in its core."""
-    local, present = compact(labels, threads=threads)
+    local, present = compact(labels, threads=threads, run=run)
     rows = rows_of(present, ids)
     box = [slice(0, n).indices(n)[:2] for n in labels.shape]
     if core is not None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from topo_dask.errors import InvalidArgument
 from topo_dask.kernels.jit import compiled
-from topo_dask.kernels.parallel import ranges, starmap
+from topo_dask.kernels.parallel import Starmap, ranges, starmap
 from topo_dask.kernels.tables import InstanceTable, merge_instances
 
 Integers = npt.NDArray[np.integer[Any]]
@@ -100,7 +100,7 @@ def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def compact(
-    labels: Integers, *, pad: int = 0, threads: int = 1
+    labels: Integers, *, pad: int = 0, threads: int = 1, run: Starmap | None = None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
     """Number the instances of an array 1..K by ascending id.
 
@@ -112,6 +112,8 @@ def compact(
         Voxels of background to add on every side.
     threads
         Threads to use.
+    run
+        What runs on them, if they are there already; see `starmap`.
 
     Returns
     -------
@@ -134,7 +136,8 @@ def compact(
     def number(part: int, first: int, end: int) -> None:
         appeared[part] = _number_by_appearance(known[first:end], inner[first:end], pad)
 
-    with starmap(threads) as run:
+    with starmap(threads) as own:
+        run = run or own
         run(number, [(i, *part) for i, part in enumerate(parts)])
         ids = np.unique(np.concatenate(appeared))
         new = [np.append(0, np.searchsorted(ids, own) + 1).astype(np.int32) for own in appeared]

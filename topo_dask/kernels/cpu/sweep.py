@@ -340,8 +340,8 @@ class Layout:
                     begun,
                 )
             )
-            calls = [(made[-1], self.local, self.begin, p, self.space) for p in ranges(nz, threads)]
-            run(_begin, calls)
+        parts = ranges(nz, threads)
+        run(_begin, [(f, self.local, self.begin, p, self.space) for p in parts for f in made])
         return tuple(made)
 
     def begun(
