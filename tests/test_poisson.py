@@ -300,6 +300,20 @@ def test_dask_arrays_of_several_chunks_are_refused() -> None:
         )
 
 
+def test_what_is_refused_lazily_names_the_way_on_disk(tmp_path: Any) -> None:
+    labels = ellipsoids()
+    lazy = da.from_array(labels, chunks=20)
+    with pytest.raises(InvalidArgument, match=r"topo_dask\.flows\(labels, output, potential="):
+        topo_dask.generate_diffusion_flows(lazy, potential="poisson")
+    made = topo_dask.flows(
+        lazy, tmp_path / "f.zarr", potential="poisson", blocks=20, cluster="sync"
+    )
+    whole = topo_dask.generate_diffusion_flows(labels, potential="poisson")
+    assert_allclose(made.array[...], whole, atol=1e-4)
+    one = topo_dask.generate_diffusion_flows(lazy.rechunk(labels.shape), potential="poisson")
+    assert_allclose(one.compute(), whole, atol=1e-7)
+
+
 def test_objects_wider_than_blocks_are_solved_in_rounds(tmp_path: Any) -> None:
     """What is left between the last two rounds must be far below what the flow tells apart."""
     z, y, x = np.indices((26, 28, 30))

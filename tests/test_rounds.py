@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
@@ -56,6 +57,16 @@ def test_finished_blocks_are_read_no_more(tmp_path: Path, monkeypatch: pytest.Mo
     assert max(rounds) == 180
     # Never more than the generation that is read and the one that is written.
     assert max(map(len, files)) == 2
+
+
+def test_a_dask_array_may_go_by_rounds_on_disk_in_place_of_a_lazy_context(tmp_path: Path) -> None:
+    labels = small_and_large()
+    whole = topo_dask.generate_diffusion_flows(labels, n_iter=200)
+    lazy = da.from_array(labels, chunks=(4, 8, 16))
+    made = topo_dask.flows(lazy, tmp_path / "f.zarr", rounds=50, blocks=16, cluster="sync")
+    assert_array_equal(made.array[...], whole)
+    # A context of all iterations is the lazy way to the same bits.
+    assert_array_equal(topo_dask.generate_diffusion_flows(lazy, context=200).compute(), whole)
 
 
 def test_a_round_takes_up_where_another_ended() -> None:

@@ -271,7 +271,8 @@ def check_blocks(settings: FlowSettings, count: int) -> None:
             "potential",
             f"'poisson' for a dask array in {count} chunks",
             "one chunk: each instance is solved whole",
-            "Rechunk it, or use topo_dask.flows, which solves in rounds; or choose 'heat'.",
+            "Pass it to topo_dask.flows(labels, output, potential='poisson'), which solves in "
+            "blocks on disk; or rechunk it to one chunk, or choose 'heat'.",
         )
 
 
@@ -325,7 +326,9 @@ def generate_diffusion_flows(
         most the shortest chunk. A NumPy array is one tile.
     context, tolerance
         For dask arrays: voxels computed around each chunk and thrown away; "auto" keeps every
-        component within ``tolerance`` of the whole volume's, ``n_iter`` is exact to the bit.
+        component within ``tolerance`` of the whole volume's, ``n_iter`` is exact to the bit. For
+        many iterations that is much more than a chunk: `topo_dask.flows` takes dask arrays too,
+        and makes rounds on disk in its place where they cost less.
     spacing
         Distance of voxels along z, y, x, in any unit: flows are unit vectors in it. The mean of
         the neighbours then weights those along an axis of distance s by 1/s^2. Iterations and
