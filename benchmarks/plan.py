@@ -118,7 +118,7 @@ def flow_cases(parsed: argparse.Namespace, folder: Path, blocks: Any) -> Iterato
     given = (folder / "classes.zarr",)
     yield Case(f"targets {named}", "flow_targets", given, {"blocks": blocks, **names})
     yield Case(f"instances {named}", "instance_table", (labels,), {"blocks": blocks})
-    both = (labels, folder / "kept")
+    both = (labels, folder / "kept" / "s0")
     yield Case(f"compare {named}", "compare", both, {"blocks": blocks})
 
 

@@ -152,6 +152,25 @@ def test_output_has_no_more_files_and_bytes_than_planned(
     assert sum(f.stat().st_size for f in arrays) <= found.output.size + 10_000 * len(files)
 
 
+def test_scratch_of_rounds_is_what_is_there_at_once(tmp_path: Path) -> None:
+    labels = synthetic_tissue((32, 32, 32), n_instances=6, seed=2)
+    how: dict[str, Any] = {"rounds": 8, "n_iter": 80, "adaptive_iters": False, "blocks": 16}
+    found = topo_dask.plan("flows", labels, cluster="sync", sample=0, **how)
+    work, most = tmp_path / "out.zarr.work", [0, 0]
+
+    class Weighing(SyncEngine):
+        def run(self, stage: str, function: Any, items: Any, **options: Any) -> Iterator[Any]:
+            for result in super().run(stage, function, items, **options):
+                files = [path for path in work.rglob("*") if path.is_file()]
+                sizes = sum(path.stat().st_size for path in files)
+                most[:] = max(most[0], sizes), max(most[1], len(files))
+                yield result
+
+    topo_dask.flows(labels, tmp_path / "out.zarr", cluster=Weighing(), **how)
+    assert most[0] <= found.scratch.size <= 3 * most[0]
+    assert most[1] <= found.scratch.files
+
+
 def test_planning_writes_nothing_and_checks_everything(inputs: Path, tmp_path: Path) -> None:
     before = sorted(p.name for p in inputs.iterdir())
     found = topo_dask.plan(

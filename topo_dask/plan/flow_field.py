@@ -348,11 +348,12 @@ class ClassesWork(Work):
             yield Decision(name, f"group {group.value}", group.reason)
 
     def stages(self, machine: Machine) -> Iterator[StagePlan]:
-        """Those of all classes, added up by name."""
+        """Those of all classes, added up by name; rounds are one, however many a class has."""
         found: dict[str, StagePlan] = {}
         for _, work in self.classes:
             for stage in work.reblocked(self.grid.largest).stages(machine):
-                found[stage.name] = _both(found.get(stage.name), stage)
+                name = stage.name.partition("..")[0]
+                found[name] = _both(found.get(name), stage)
         yield from found.values()
 
     def output(self) -> Space:
@@ -377,7 +378,7 @@ def _both(one: StagePlan | None, other: StagePlan) -> StagePlan:
     if one is None:
         return other
     return StagePlan(
-        one.name,
+        max(one.name, other.name, key=lambda name: int(name.partition("..")[2] or 0)),
         one.tasks + other.tasks,
         max(one.task_bytes, other.task_bytes),
         one.read_bytes + other.read_bytes,

@@ -209,6 +209,12 @@ class FlowsWork(InstancesWork):
                 memory = max(memory, peak(40 * self.block))
                 read += FLOW_BYTES * self.voxels
                 continue
+            if self._by_schwarz(settings):  # what is left is the gradient of the potential
+                width = 1 + -(-grown // 2)
+                largest, every = largest_read(self.grid, width), all_read(self.grid, width)
+                memory = max(memory, peak((per_voxel + 24) * largest + 24 * core))
+                read += (per_voxel + 8) * every
+                continue
             size = self.inputs[0].itemsize
             need = memory_of_flow(core, largest, size, settings, masked=self.masked)
             memory, read = max(memory, peak(need)), read + per_voxel * every
@@ -243,7 +249,7 @@ class FlowsWork(InstancesWork):
         blocks = len(self.grid)
         written = (rounds - 1) * state * self.voxels + FLOW_BYTES * self.voxels
         name = f"round-1..{rounds}" if not self.reach else f"class-{number}-round-1..{rounds}"
-        files = blocks * rounds
+        files = blocks * (2 * rounds - 1)  # fields after each but the last, flows after any
         made = StagePlan(name, rounds * blocks, memory, read, written, files)
         yield replace(made, device_bytes=device_memory_of_flow(largest, settings))
 
@@ -284,4 +290,13 @@ class FlowsWork(InstancesWork):
     def scratch(self, stages: Sequence[StagePlan]) -> Space:
         """See `Work`."""
         last = {"fuse", "foreground"} | (set() if any(self.overlap) else {"flows"})
-        return super().scratch([s for s in stages if s.name not in last])
+        found = super().scratch([s for s in stages if s.name not in last])
+        # Of the fields between rounds, those that are read and those that are written are there.
+        for settings, choice in zip(self.settings, self.choices, strict=True):
+            if choice is not None and choice.rounds:
+                gone = max(0, -(-settings.n_iter // choice.rounds) - 3)
+                size = gone * STATE_BYTES[settings.potential] * self.voxels
+                found = replace(
+                    found, size=found.size - size, files=found.files - gone * len(self.grid)
+                )
+        return found

@@ -193,6 +193,8 @@ class Space:
     stored: int | None = None
 
     def __str__(self) -> str:
+        if self.files == 0:
+            return "none"
         size = f"at most {readable_bytes(self.size)}"
         if self.stored is not None:
             size = f"about {readable_bytes(self.stored)}, {size}"
@@ -411,7 +413,9 @@ class Plan:
             for row in rows
         ]
         lines.insert(-1, "-" * len(lines[0]))
-        facts = [line for name, text in self._facts() for line in _wrapped(name, text)]
+        named = self._facts()
+        margin = max(9, *(len(name) for name, _ in named))
+        facts = [line for name, text in named for line in _wrapped(name, text, margin)]
         return "\n".join([f"Plan: {self.what}", *facts, "", *(f"  {line}" for line in lines)])
 
     def _repr_html_(self) -> str:
@@ -443,14 +447,14 @@ WIDTH = 96
 """Columns of the text."""
 
 
-def _wrapped(name: str, text: str) -> list[str]:
-    """A name and its text, in lines of a terminal's width."""
+def _wrapped(name: str, text: str, margin: int) -> list[str]:
+    """A name, in a column of some width, and its text, in lines of a terminal's width."""
     lines, line = [], ""
     for word in text.split():
-        if line and len(line) + 1 + len(word) > WIDTH - 12:
+        if line and len(line) + 1 + len(word) > WIDTH - 3 - margin:
             lines.append(line)
             line = word
         else:
             line = f"{line} {word}" if line else word
     lines.append(line)
-    return [f"  {name if not n else '':<9} {line}" for n, line in enumerate(lines)]
+    return [f"  {name if not n else '':<{margin}} {line}" for n, line in enumerate(lines)]
