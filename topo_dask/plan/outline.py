@@ -17,6 +17,9 @@ IMPORTED = 180 * 2**20
 COMPILED = 110 * 2**20
 """Bytes of the compiled kernels and of the libraries' pools once every stage has run."""
 
+ONCE = ", once workers are there"
+"""What is said of an expected time: it is that of the stages."""
+
 WARN_ABOVE = 0.8
 """Part of a worker's memory limit beyond which a run warns."""
 
@@ -372,7 +375,7 @@ class Plan:
             *self._device(),
             ("output", str(self.output)),
             ("scratch", str(self.scratch)),
-            ("time", f"about {readable_seconds(self.seconds)}" if timed else "not sampled"),
+            ("time", f"about {readable_seconds(self.seconds)}{ONCE}" if timed else "not sampled"),
             *(("problem", problem) for problem in self.problems),
         ]
 
