@@ -46,14 +46,16 @@ def arguments() -> argparse.ArgumentParser:
 
 def around(task: Any, reach: int) -> list[int]:
     """Blocks around one: those that share a face (1), or a corner too (3)."""
-    grid = task.job.grid
-    core = grid.region(task.block)
-    near = grid.touching(core.grow(1, within=grid.shape))
+    side = task.job.grid.counts[0]
+    plane, x = divmod(task.block, side)
+    z, y = divmod(plane, side)
+    zs, ys, xs = (range(max(0, n - 1), min(side, n + 2)) for n in (z, y, x))
     if reach == 3:
-        return [int(n) for n in near]
-    starts = ((n, grid.region(n).start) for n in near)
-    apart = ((n, sum(a != b for a, b in zip(s, core.start, strict=True))) for n, s in starts)
-    return [int(n) for n, axes in apart if axes == 1]
+        return [(i * side + j) * side + k for i in zs for j in ys for k in xs]
+    lines = [(i, y, x) for i in zs if i != z]
+    lines += [(z, j, x) for j in ys if j != y]
+    lines += [(z, y, k) for k in xs if k != x]
+    return sorted((i * side + j) * side + k for i, j, k in lines)
 
 
 def start_block(task: Any) -> Any:

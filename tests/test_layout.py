@@ -61,7 +61,7 @@ NEVER_IN: dict[str, set[str]] = {
 }
 # Nothing that comes out of a store or a ledger is unpickled.
 MAY_UNPICKLE = {
-    "run/execute.py": "an error that was pickled in the line before",
+    "run/bundles.py": "an error that was pickled in the line before",
     "run/map_tiles.py": "what the run itself wrote: its digest travels in the tasks",
 }
 # Only `run` computes.

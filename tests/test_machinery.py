@@ -14,7 +14,8 @@ from distributed import Client, LocalCluster
 
 from topo_dask.errors import InvalidData, TaskFailed
 from topo_dask.grid import BlockGrid, Region
-from topo_dask.run.execute import BUNDLE_S, Bundle, open_engine
+from topo_dask.run.bundles import Bundle
+from topo_dask.run.execute import open_engine
 from topo_dask.run.items import Each
 from topo_dask.run.ledger import Ledger
 
@@ -78,9 +79,9 @@ def test_short_tasks_go_in_bundles_and_each_is_run_once(client: Client, tmp_path
 
 
 def test_long_tasks_do_not() -> None:
-    outcomes, seconds = Bundle(nap)(pickle.dumps([BUNDLE_S * 1.1] * 5))
+    outcomes, usage = Bundle("nap", nap, 0.1)([0.11] * 5)
     assert len(outcomes) == 1
-    assert seconds > BUNDLE_S
+    assert usage.seconds > 0.1
 
 
 def test_an_error_in_a_bundle_is_that_of_its_item(client: Client, tmp_path: Path) -> None:

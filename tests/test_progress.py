@@ -19,8 +19,9 @@ import zarr
 import topo_dask
 from topo_dask.errors import InvalidData, TaskFailed
 from topo_dask.run import progress as module
+from topo_dask.run.bundles import Bundle
 from topo_dask.run.execute import open_engine
-from topo_dask.run.progress import Display, Log, Measured, Notebook, Progress, Terminal, Usage
+from topo_dask.run.progress import Display, Log, Notebook, Progress, Terminal, Usage
 from topo_dask.storage import create_array
 
 
@@ -73,9 +74,9 @@ def test_workers_are_counted() -> None:
 def test_bytes_of_a_process_count_once() -> None:
     """Tasks that overlap in one process see each other's bytes."""
     bar = Progress("x", 3, 0, None)
-    bar.step(0, Usage("a", 1.0, 100, 200, 7))
-    bar.step(0, Usage("a", 1.0, 150, 260, 9))  # began before the first ended
-    bar.step(0, Usage("b", 1.0, 0, 40, 8))
+    bar.step(1, 0, Usage("a", 1.0, 100, 200, 7))
+    bar.step(1, 0, Usage("a", 1.0, 150, 260, 9))  # began before the first ended
+    bar.step(1, 0, Usage("b", 1.0, 0, 40, 8))
     assert (bar.bytes, bar.peak, bar.busy) == (200, 9, 3.0)
     assert "B/s" in bar.line()
 
@@ -84,8 +85,8 @@ def test_a_task_says_what_it_used(tmp_path: Path) -> None:
     def write(size: int) -> int:
         return (tmp_path / "x").write_bytes(bytes(size))
 
-    result, (process, seconds, before, after, peak, *_) = Measured("s", write)(10**6)
-    assert result == 10**6
+    outcomes, (process, seconds, before, after, peak, *_) = Bundle("s", write, 0.0)([10**6])
+    assert outcomes == [(10**6, None)]
     assert process.rpartition(":")[2].isdigit()
     assert seconds > 0
     assert peak > 10**7

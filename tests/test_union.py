@@ -24,7 +24,7 @@ from topo_dask.kernels.cpu import cell_table
 from topo_dask.kernels.cpu import union as kernels
 from topo_dask.kernels.tables import CellTable
 from topo_dask.run.files import load_array, save_array
-from topo_dask.run.mail import Grouped
+from topo_dask.run.mail import Grouped, Pairs
 from topo_dask.run.merge import NumberTask, bring_together, number_all
 from topo_dask.run.merge import TogetherTask as Together
 from topo_dask.storage import save_table
@@ -122,15 +122,22 @@ def test_what_is_brought_together_is_numbered_alike(tmp_path: Path) -> None:
 def test_rows_of_blocks_do_not_depend_on_when_they_came(seed: int) -> None:
     rng = np.random.default_rng(seed)
     rows = [tuple(row) for row in rng.integers(0, 5, (int(rng.integers(0, 40)), 3)).tolist()]
-    grouped = Grouped(2)
+    if rows and rng.random() < 0.5:
+        rows.append((3, 2, 2**40))
+    grouped, pairs = Grouped(2), Pairs()
     for row in (rows[i] for i in rng.permutation(len(rows))):
         grouped.add(*row)
+        pairs.add(*row[:2])
         if rng.random() < 0.1:
-            grouped.blocks()
+            assert grouped.blocks() == pairs.blocks()
     assert len(grouped) == len(rows)
     assert grouped.blocks() == sorted({block for block, *_ in rows})
     for block in range(6):
         assert grouped.of(block) == tuple(sorted(tuple(r) for b, *r in rows if b == block))
+        assert pairs.of(block) == [first for first, _ in grouped.of(block)]
+    grouped.clear()
+    assert len(grouped) == 0
+    assert grouped.blocks() == []
 
 
 @given(st.integers(1, 12), st.floats(0.3, 9.0), seeds)

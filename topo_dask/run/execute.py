@@ -13,7 +13,6 @@ import heapq
 import itertools
 import multiprocessing
 import os
-import pickle
 import threading
 import time
 import uuid
@@ -24,13 +23,14 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from distributed import Client, as_completed, get_client
-from distributed.protocol.pickle import dumps, loads
+from distributed.protocol.pickle import dumps
 
 from topo_dask.errors import InvalidArgument, TaskFailed, TopoError
 from topo_dask.kernels.parallel import available_cores
+from topo_dask.run.bundles import Bundle, Outcome, Packed, Sizes
 from topo_dask.run.cluster import RunningCluster, start
 from topo_dask.run.cluster_options import POOLS, ClusterOptions
-from topo_dask.run.progress import Display, Measured, Progress
+from topo_dask.run.progress import Display, Progress, Usage
 
 Cluster = Any
 """``None``, a name, a ``tcp://`` address, `ClusterOptions`, a dask ``Client``, a
@@ -112,6 +112,13 @@ class _Ready(Iterator[tuple[int, Any]]):
                 heapq.heappush(self.ready, other)
 
 
+Sent = list[tuple[int, Any]]
+"""Numbers and items of a bundle."""
+
+Finished = tuple[list[tuple[int, Any, BaseException | None]], Usage | None]
+"""Number, result and error of some items, and what they used, where that is known."""
+
+
 class Engine(ABC):
     """Something that runs tasks. Made by `open_engine`.
 
@@ -131,6 +138,9 @@ class Engine(ABC):
         self.display = display
         self.recorder: Callable[[dict[str, Any]], None] | None = None
 
+    enough_s = 0.0
+    """Tasks that take less time together go as one."""
+
     def about(self) -> str:
         """What else there is to say while it works."""
         return ""
@@ -139,10 +149,8 @@ class Engine(ABC):
         return f"{type(self).__name__}({self.name}, {self.slots} slots)"
 
     @abstractmethod
-    def _completed(
-        self, function: Callable[[Any], Any], items: _Ready
-    ) -> Iterator[tuple[int, Any, BaseException | None]]:
-        """Run ``function(item)`` for each item; give (number, result, error) as they finish."""
+    def _completed(self, bundle: Bundle, items: _Ready) -> Iterator[Finished]:
+        """Run the bundle's function for each item; give those that finish, as they do."""
 
     def run(
         self,
@@ -152,6 +160,7 @@ class Engine(ABC):
         *,
         voxels: Sequence[int] | None = None,
         order: Order | None = None,
+        settled: Callable[[], None] | None = None,
     ) -> Iterator[tuple[int, Any]]:
         """Run a stage, giving (position in ``items``, result) as tasks finish, in any order.
 
@@ -167,6 +176,8 @@ class Engine(ABC):
             Voxels of each item, for the progress line.
         order
             Which items wait for which.
+        settled
+            Called when all results that are there have been given, before more are waited for.
 
         Raises
         ------
@@ -178,12 +189,20 @@ class Engine(ABC):
         """
         bar = Progress(stage, len(items), sum(voxels or ()), self.display, self.about)
         ready = _Ready(items, order)
-        results = self._completed(Measured(stage, function), ready)
+        results = self._completed(Bundle(stage, function, self.enough_s), ready)
         failed: tuple[BaseException, int] | None = None
         tries: dict[int, int] = {}
         try:
-            for number, result, error in results:
-                if error is not None:
+            for outcomes, usage in results:
+                done = [number for number, _, error in outcomes if error is None]
+                size = 0 if voxels is None else sum(voxels[number] for number in done)
+                if usage is not None:
+                    bar.step(len(done), size, usage)
+                for number, value, error in outcomes:
+                    if error is None:
+                        ready.finish(number)
+                        yield number, value
+                        continue
                     tries[number] = tries.get(number, 1) + 1
                     if failed is None and may_pass(error) and tries[number] <= TRIES:
                         bar.retries += 1
@@ -192,11 +211,8 @@ class Engine(ABC):
                         continue
                     failed = failed or (error, number)
                     ready.stopped = True
-                    continue
-                ready.finish(number)
-                value, usage = result
-                bar.step(voxels[number] if voxels is not None else 0, usage)
-                yield number, value
+                if settled is not None:
+                    settled()
             if failed is not None:
                 _raise(failed[0], stage, items[failed[1]])
         finally:
@@ -238,99 +254,67 @@ class SyncEngine(Engine):
     def __init__(self, display: Display | None = None) -> None:
         super().__init__("sync", 1, display)
 
-    def _completed(
-        self, function: Callable[[Any], Any], items: _Ready
-    ) -> Iterator[tuple[int, Any, BaseException | None]]:
+    def _completed(self, bundle: Bundle, items: _Ready) -> Iterator[Finished]:
         for number, item in items:
-            try:
-                result = function(item)
-            except Exception as error:
-                yield number, None, error
-                continue
-            yield number, result, None
+            ((result, error),), usage = bundle([item])
+            yield [(number, result, error)], usage
 
 
 class PoolEngine(Engine):
     """Runs tasks on threads or processes of this machine, without any server."""
 
+    enough_s = 0.005
+
     def __init__(self, name: str, pool: cf.Executor, slots: int, display: Display | None) -> None:
         super().__init__(name, slots, display)
         self.pool = pool
 
-    def _completed(
-        self, function: Callable[[Any], Any], items: _Ready
-    ) -> Iterator[tuple[int, Any, BaseException | None]]:
-        running: dict[cf.Future[Any], int] = {}
+    def _completed(self, bundle: Bundle, items: _Ready) -> Iterator[Finished]:
+        running: dict[cf.Future[Any], Sent] = {}
+        sizes = Sizes(self.enough_s)
         try:
             while True:
                 while len(running) < WINDOW * self.slots:
-                    number, item = next(items, (-1, None))
-                    if number < 0:
+                    sent = list(itertools.islice(items, sizes.now))
+                    if not sent:
                         break
-                    running[self.pool.submit(function, item)] = number
+                    running[self._submit(bundle, sent)] = sent
                 if not running:
                     return
                 finished, _ = cf.wait(running, return_when=cf.FIRST_COMPLETED)
                 for future in finished:
-                    number, error = running.pop(future), future.exception()
-                    yield number, None if error else future.result(), error
+                    sent, error = running.pop(future), future.exception()
+                    yield _finished(sent, sizes, items, error or future.result())
         finally:
             for future in running:
                 future.cancel()
             cf.wait(running)
 
-
-Outcome = tuple[Any, BaseException | None]
-"""Result and error of an item."""
-
-BUNDLE = 64
-"""So many short tasks go to a dask worker together, at most."""
-
-BUNDLE_S = 0.1
-"""A worker that has worked so long on a bundle begins none of its other tasks."""
+    def _submit(self, bundle: Bundle, sent: Sent) -> cf.Future[Any]:
+        items = [item for _, item in sent]
+        if isinstance(self.pool, cf.ProcessPoolExecutor):
+            return self.pool.submit(Packed(bundle), dumps(items))
+        return self.pool.submit(bundle, items)
 
 
-@dataclass(frozen=True)
-class Bundle:
-    """A function of one item, made one of several, for tasks that take less than to submit one."""
-
-    function: Callable[[Any], Any]
-
-    def __call__(self, items: bytes) -> tuple[list[Outcome], float]:
-        """What becomes of the first items, as many as are begun in `BUNDLE_S`; seconds.
-
-        They come as bytes: the scheduler keeps the last 1000 messages to each worker, and bytes
-        take a tenth of the memory.
-        """
-        began = time.perf_counter()
-        found: list[Outcome] = []
-        for item in loads(items):
-            if found and time.perf_counter() - began > BUNDLE_S:
-                break
-            try:
-                found.append((self.function(item), None))
-            except Exception as error:
-                found.append((None, portable(error)))
-        return found, time.perf_counter() - began
-
-
-def portable(error: Exception) -> Exception:
-    """An error as it can travel: itself, or one that says the same.
-
-    Examples
-    --------
-    >>> portable(ValueError("3")), portable(ValueError(lambda: 3)).args[0][:10]
-    (ValueError('3'), 'ValueError')
-    """
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:  # what it holds may raise anything
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
+def _finished(
+    sent: Sent, sizes: Sizes, items: _Ready, came: tuple[list[Outcome], Usage] | BaseException
+) -> Finished:
+    """What became of the items of a bundle; those that were not begun come again."""
+    if isinstance(came, BaseException):
+        return [(number, None, came) for number, _ in sent], None
+    outcomes, usage = came
+    sizes.learn(len(sent), len(outcomes), usage.seconds)
+    for number, _ in sent[len(outcomes) :]:
+        items.again(number)
+    pairs = zip(sent, outcomes, strict=False)
+    return [(number, *outcome) for (number, _), outcome in pairs], usage
 
 
 class DaskEngine(Engine):
     """Runs tasks on a dask cluster through its client."""
+
+    enough_s = 0.1
 
     def __init__(
         self, client: Client, display: Display | None, cluster: RunningCluster | None = None
@@ -366,25 +350,22 @@ class DaskEngine(Engine):
     def _trouble(self) -> TopoError | None:
         return None if self.cluster is None else self.cluster.trouble
 
-    def _completed(
-        self, function: Callable[[Any], Any], items: _Ready
-    ) -> Iterator[tuple[int, Any, BaseException | None]]:
-        flying: dict[Any, list[tuple[int, Any]]] = {}
-        self._futures, size = flying, 1
+    def _completed(self, bundle: Bundle, items: _Ready) -> Iterator[Finished]:
+        flying: dict[Any, Sent] = {}
+        self._futures, sizes = flying, Sizes(self.enough_s)
         running = as_completed(loop=self.client.loop, with_results=False, raise_errors=False)
-        stage = getattr(function, "stage", "task")  # the dashboard shows it
 
         def fill_window() -> None:
             while len(flying) < WINDOW * self.slots and self._trouble is None:
-                bundle = list(itertools.islice(items, size))
-                if not bundle:
+                sent = list(itertools.islice(items, sizes.now))
+                if not sent:
                     return
-                key = f"{stage}-{uuid.uuid4().hex}"
-                some = dumps([item for _, item in bundle])
+                key = f"{bundle.stage}-{uuid.uuid4().hex}"  # the dashboard shows it
+                some = sizes.weigh(dumps([item for _, item in sent]), len(sent))
                 future = self.client.submit(
-                    Bundle(function), some, pure=False, key=key, resources=self.resources
+                    Packed(bundle), some, pure=False, key=key, resources=self.resources
                 )
-                flying[future] = bundle
+                flying[future] = sent
                 running.add(future)
 
         if self._trouble is not None:
@@ -394,28 +375,22 @@ class DaskEngine(Engine):
         try:
             for future in running:
                 waiting = [future]
-                bundle = flying.pop(future)
-                outcomes, seconds = self._outcomes(future, len(bundle))
-                for number, _ in bundle[len(outcomes) :]:
-                    items.again(number)
-                for (number, _), (result, error) in zip(bundle, outcomes, strict=False):
-                    yield number, result, error
-                fast = seconds < BUNDLE_S / 2 and len(outcomes) == len(bundle)
-                size = min(BUNDLE, 2 * len(bundle)) if fast else len(outcomes)
+                yield _finished(flying.pop(future), sizes, items, self._outcomes(future))
                 fill_window()
         finally:
             running.clear()
             if self.client.status == "running":
                 self.client.cancel([*waiting, *flying])
 
-    def _outcomes(self, future: Any, count: int) -> tuple[list[Outcome], float]:
-        """What a bundle of so many items gave."""
+    def _outcomes(self, future: Any) -> tuple[list[Outcome], Usage] | BaseException:
+        """What a bundle gave, or why it gave nothing."""
         if future.status == "finished":
-            found: tuple[list[Outcome], float] = future.result()
+            found: tuple[list[Outcome], Usage] = future.result()
             return found
-        lost = RuntimeError("the task was cancelled, or its scheduler was lost")
-        error = future.exception() if future.status == "error" else self._trouble or lost
-        return [(None, error)] * count, BUNDLE_S
+        if future.status == "error":
+            error: BaseException = future.exception()
+            return error
+        return self._trouble or RuntimeError("the task was cancelled, or its scheduler was lost")
 
 
 def _end_with_parent() -> None:

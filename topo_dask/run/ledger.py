@@ -140,7 +140,8 @@ class Ledger:
         todo = Each(missing, items.__getitem__)
         with path.open("a") as lines:
             noting, known = Noting(function, self.folder.parent), kinds_of(self.folder, stage)
-            results = engine.run(self.title + stage, noting, todo, voxels=some, order=left)
+            options: dict[str, Any] = {"voxels": some, "order": left, "settled": lines.flush}
+            results = engine.run(self.title + stage, noting, todo, **options)
             with contextlib.closing(results):  # type: ignore[type-var]
                 for position, (result, kinds) in results:
                     if not known.issuperset(kinds):
@@ -148,8 +149,8 @@ class Ledger:
                         keep_kinds(self.folder, stage, known)
                     number = missing[position]
                     lines.write(json.dumps([number, result]) + "\n")
-                    lines.flush()
                     if recorded is not None:
+                        lines.flush()
                         recorded(number, result)
                     yield number, result
 

@@ -67,29 +67,29 @@ def collect(work: Path, mail: Sequence[Mail]) -> Particles:
 class Grouped:
     """Rows of a few whole numbers for each of many blocks, added in any order.
 
-    A row takes 4 bytes and those of its numbers; Python's lists of tuples take 30 times that.
+    A row takes 4 bytes and 4 for each of its numbers (8 where one of them is large); Python's
+    lists of tuples take 30 times that.
 
     Parameters
     ----------
     width
         Numbers of a row.
-    code
-        Their type: "i" below 2**31, "q" for any.
 
     Examples
     --------
     >>> rows = Grouped(2)
     >>> rows.add(7, 3, 1)
     >>> rows.add(5, 2, 2)
-    >>> rows.add(7, 0, 4)
+    >>> rows.add(7, 0, 2**40)
     >>> rows.blocks(), rows.of(7), rows.of(6)
-    ([5, 7], ((0, 4), (3, 1)), ())
+    ([5, 7], ((0, 1099511627776), (3, 1)), ())
     """
 
-    def __init__(self, width: int, code: str = "q") -> None:
-        self.width, self.code = width, code
-        self._rows = np.zeros(0, np.int32), np.zeros((0, width), np.dtype(code))  # ascending
-        self._new = array("i"), array(code)
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self._rows: tuple[npt.NDArray[Any], npt.NDArray[Any]]  # ascending
+        self._new: tuple[array[int], array[int]]
+        self.clear()
 
     def __len__(self) -> int:
         return len(self._rows[0]) + len(self._new[0])
@@ -97,15 +97,28 @@ class Grouped:
     def add(self, block: int, *numbers: int) -> None:
         """A row for a block."""
         blocks, rows = self._new
+        try:
+            more = array(rows.typecode, numbers)
+        except OverflowError:
+            more, rows = array("q", numbers), array("q", rows)
+            self._new = blocks, rows
         blocks.append(block)
-        rows.extend(numbers)
+        rows.extend(more)
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self._rows = np.zeros(0, np.int32), np.zeros((0, self.width), np.int32)
+        self._new = array("i"), array("i")
 
     def _sorted(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
         """Blocks and rows, ascending; whatever the order in which they came."""
         if self._new[0]:
-            blocks = np.concatenate([self._rows[0], np.asarray(self._new[0])])
-            rows = np.concatenate([self._rows[1], np.asarray(self._new[1]).reshape(-1, self.width)])
-            self._new = array("i"), array(self.code)
+            blocks, rows = np.asarray(self._new[0]), np.asarray(self._new[1])
+            rows = rows.reshape(-1, self.width)
+            if len(self._rows[0]):
+                blocks = np.concatenate([self._rows[0], blocks])
+                rows = np.concatenate([self._rows[1], rows])
+            self._new = array("i"), array("i")
             order = np.lexsort((*rows.T[::-1], blocks))
             self._rows = blocks[order], rows[order]
         return self._rows
@@ -113,16 +126,63 @@ class Grouped:
     def blocks(self) -> list[int]:
         """Those that have rows, ascending."""
         blocks, _ = self._sorted()
-        first = np.ones(len(blocks), dtype=bool)
-        first[1:] = blocks[1:] != blocks[:-1]
-        found: list[int] = blocks[first].tolist()
+        found: list[int] = blocks[_firsts(blocks)].tolist()
         return found
 
     def of(self, block: int) -> tuple[tuple[int, ...], ...]:
         """The rows of a block, ascending."""
         blocks, numbers = self._sorted()
-        first, stop = (int(np.searchsorted(blocks, np.int32(block), side)) for side in _SIDES)
+        first, stop = (blocks.searchsorted(np.int32(block), side) for side in _SIDES)
         return tuple(map(tuple, numbers[first:stop].tolist()))
+
+
+class Pairs:
+    """A few numbers below 2**31 for each of many blocks, added in any order: 8 bytes each.
+
+    Examples
+    --------
+    >>> pairs = Pairs()
+    >>> pairs.add(7, 3)
+    >>> pairs.add(5, 2)
+    >>> pairs.add(7, 0)
+    >>> pairs.blocks(), pairs.of(7), pairs.of(6)
+    ([5, 7], [0, 3], [])
+    """
+
+    def __init__(self) -> None:
+        self._new, self._all = array("q"), np.zeros(0, np.int64)
+
+    def add(self, block: int, number: int) -> None:
+        """A number for a block."""
+        self._new.append(block << 32 | number)
+
+    def _sorted(self) -> npt.NDArray[np.int64]:
+        if self._new:
+            new = np.asarray(self._new)
+            self._all = np.concatenate([self._all, new]) if len(self._all) else new
+            self._new = array("q")
+            self._all.sort()
+        return self._all
+
+    def blocks(self) -> list[int]:
+        """Those that have numbers, ascending."""
+        blocks = self._sorted() >> 32
+        found: list[int] = blocks[_firsts(blocks)].tolist()
+        return found
+
+    def of(self, block: int) -> list[int]:
+        """The numbers of a block, ascending."""
+        known, low = self._sorted(), block << 32
+        first, stop = known.searchsorted(low), known.searchsorted(low + 2**32)
+        numbers: list[int] = (known[first:stop] - low).tolist()
+        return numbers
+
+
+def _firsts(ascending: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Where another value begins."""
+    first = np.ones(len(ascending), dtype=bool)
+    first[1:] = ascending[1:] != ascending[:-1]
+    return first
 
 
 _SIDES: Sequence[Any] = ("left", "right")

@@ -36,7 +36,7 @@ from topo_dask.kernels.tables import CellTable
 from topo_dask.run.files import load_array, load_table, save_array, save_table
 from topo_dask.run.items import Each
 from topo_dask.run.job import Run
-from topo_dask.run.mail import Grouped, Mail, collect
+from topo_dask.run.mail import Grouped, Mail, Pairs, collect
 from topo_dask.run.refine import measure_labels
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def ignored(number: int, result: Any) -> None:
 
 
 def merge(run: Run, job: SegmentJob, came_home: Grouped, marks: tuple[str, str, str]) -> Merged:
-    """All stages between tracking and labels."""
+    """All stages between tracking and labels; what came home is forgotten when it is used."""
     grid, (_, cell_mark, number_mark) = job.grid, marks
 
     def stage(name: str, function: Any, items: Sequence[Any], use: Any = ignored) -> None:
@@ -272,15 +272,16 @@ def merge(run: Run, job: SegmentJob, came_home: Grouped, marks: tuple[str, str, 
         for owner in owners:
             senders.add(owner, block)
 
-    senders = Grouped(1, "i")
+    senders = Pairs()
     stage("cells", cells_of_block, Each(range(len(grid)), cell_task), keep_senders)
+    came_home.clear()
     having = senders.blocks()
     present = bytearray(len(grid))
     for owner in having:
         present[owner] = 1
 
     def own_task(owner: int) -> MergeTask:
-        return MergeTask(job, owner, others=tuple(n for (n,) in senders.of(owner)))
+        return MergeTask(job, owner, others=tuple(senders.of(owner)))
 
     def edges_task(owner: int) -> MergeTask:
         near = reach_of(grid.region(owner), grid, job.radius)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import html
-import os
 import resource
-import socket
 import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TextIO
-
-from topo_dask.kernels.backends import give_back
-from topo_dask.kernels.computed import noting
 
 QUIET_S = (10.0, 60.0)
 """In batch logs, one line every so many seconds: at first, and of a stage that takes long."""
@@ -149,14 +144,18 @@ def progress_display(progress: bool | None) -> Display | None:
 
 
 class Usage(NamedTuple):
-    """Of a task: what its process had moved before and after, in bytes; what computed."""
+    """Of some tasks: what their process had moved before and after, in bytes; what computed.
+
+    ``computed_on`` counts the tasks of each place, ``in_parts`` those that device memory was too
+    small for.
+    """
 
     process: str
     seconds: float
     moved_before: int
     moved_after: int
     peak_memory: int
-    computed_on: tuple[str, ...] = ()
+    computed_on: Mapping[str, int] = MappingProxyType({})
     in_parts: int = 0
 
 
@@ -174,28 +173,6 @@ def peak_memory() -> int:
     """The most memory that this process has had at once, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A block function that also says what it used."""
-
-    stage: str
-    function: Callable[[Any], Any]
-
-    def __call__(self, item: Any) -> tuple[Any, Usage]:
-        """Its result, and what this call used."""
-        began, before = time.perf_counter(), bytes_moved()
-        with noting() as computed:
-            try:
-                result = self.function(item)
-            finally:
-                give_back(computed)
-        seconds = time.perf_counter() - began
-        process = f"{socket.gethostname()}:{os.getpid()}"
-        where = tuple(sorted(computed.where))
-        moved = before, bytes_moved()
-        return result, Usage(process, seconds, *moved, peak_memory(), where, computed.in_parts)
 
 
 class Progress:
@@ -234,16 +211,16 @@ class Progress:
             self._thread = threading.Thread(target=self._renew, name="progress", daemon=True)
             self._thread.start()
 
-    def step(self, voxels: int, usage: Usage) -> None:
-        """One block more is done."""
+    def step(self, blocks: int, voxels: int, usage: Usage) -> None:
+        """Some blocks more are done."""
         process, after = usage.process, usage.moved_after
         # Tasks of one process overlap: what it has moved since the last one counts once.
         self.bytes += max(0, after - self._moved.get(process, usage.moved_before))
         self._moved[process] = max(after, self._moved.get(process, 0))
         self.peak, self.busy = max(self.peak, usage.peak_memory), self.busy + usage.seconds
         self.computed_on.update(usage.computed_on)
-        self.in_parts += usage.in_parts > 0
-        self.done += 1
+        self.in_parts += usage.in_parts
+        self.done += blocks
         self.voxels_done += voxels
 
     @property
