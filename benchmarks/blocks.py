@@ -115,8 +115,8 @@ def high_water() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def run(folder: Path, side: int, cluster: str) -> tuple[list[list[Any]], float, int]:
-    """Rows of stages, seconds of the resumed run, memory."""
+def run(folder: Path, side: int, cluster: str) -> tuple[list[list[Any]], float, float, int]:
+    """Rows of stages, processor seconds of the driver, seconds of the resumed run, memory."""
     shape = (EDGE * side,) * 3
     flows, mask = folder / "flows.zarr", folder / "mask.zarr"
     create_array(flows, (3, *shape), (3, 64, 64, 64), "float32")
@@ -125,8 +125,10 @@ def run(folder: Path, side: int, cluster: str) -> tuple[list[list[Any]], float, 
     out = folder / "out" / "labels.zarr"
     (folder / STOP).touch()
     with hollow(), open_engine(cluster) as engine:
+        began = time.process_time()
         with contextlib.suppress(InvalidArgument):
             topo_dask.segment(flows, out, cluster=engine, **options)
+        busy = time.process_time() - began
         record = json.loads(next(folder.rglob("run.json")).read_text())["attempts"][-1]
         (folder / STOP).unlink()
         began = time.perf_counter()
@@ -139,7 +141,7 @@ def run(folder: Path, side: int, cluster: str) -> tuple[list[list[Any]], float, 
         ]
         for s in record["stages"]
     ]
-    return rows, resumed, high_water()
+    return rows, busy, resumed, high_water()
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -152,15 +154,16 @@ def main(words: Sequence[str] | None = None) -> int:
     for cluster in parsed.cluster or ("threads", "local"):
         with common.working_folder(parsed.folder) as folder:
             began = time.perf_counter()
-            found, resumed, memory = run(folder, side, cluster)
+            found, busy, resumed, memory = run(folder, side, cluster)
             took = time.perf_counter() - began - resumed
         rows += found
         worst = max(float(row[-1]) for row in found)
         good &= worst <= 2 and memory <= 2 * 2**30
         lines.append(
-            f"{cluster}: {took:.0f} s in all, at most {worst:.3f} ms a block and stage; resumed "
-            f"when all but the last task was done in {resumed:.1f} s; the driver held at most "
-            f"{readable_bytes(memory)}."
+            f"{cluster}: {took:.0f} s in all, at most {worst:.3f} ms a block and stage; the "
+            f"driver's process computed for {busy:.0f} s, {1e3 * busy / side**3:.3f} ms a block "
+            f"for all stages; resumed when all but the last task was done in {resumed:.1f} s; the "
+            f"driver held at most {readable_bytes(memory)}."
         )
     headings = ["cluster", "stage", "tasks", "seconds", "ms a task", "ms a block"]
     body = [
