@@ -15,11 +15,12 @@ from numpy.testing import assert_array_equal
 
 import topo_dask
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
-from topo_dask.graph.contacts import contact_region, join_touching
+from topo_dask.graph.contacts import contact_region, contacts_under, join_touching
 from topo_dask.graph.nearest import Wanted, nearest_over_blocks
 from topo_dask.grid import BlockGrid
 from topo_dask.kernels import cpu, reference
-from topo_dask.kernels.tables import merge_contacts
+from topo_dask.kernels.tables import ContactTable, merge_contacts
+from topo_dask.run.contacts import contacts_in
 from topo_dask.testing import block_shapes, flow_fields
 
 DATA = Path(__file__).parent / "data"
@@ -68,6 +69,25 @@ def test_contacts_of_blocks_add_up_to_those_of_the_oracle(labels: np.ndarray, da
         parts.append(cpu.contacts(ids[at], flow[at], core=core.shape, step_size=step))
     expected = reference.contacts(ids, flow, core=shape, step_size=step)
     assert_same(merge_contacts(parts[::-1]), expected)
+
+
+@settings(max_examples=40)
+@given(count=st.integers(1, 9), rows=st.integers(1, 60), renamed=st.booleans(), seed=seeds)
+def test_contacts_are_added_up_by_ranges_of_labels(
+    count: int, rows: int, renamed: bool, seed: int
+) -> None:
+    """Whatever is looked at together: each contact once, ascending, as of all at once."""
+    rng = np.random.default_rng(seed)
+    tables = []
+    for size in rng.integers(0, 30, int(rng.integers(1, 5))):
+        a, b = np.sort(rng.integers(1, count + 2, (2, size)).astype(np.uint64), axis=0)
+        some = ContactTable(a, b, *rng.integers(-9, 9, (4, size)))
+        tables.append(merge_contacts([some.take(a < b)]))
+    names = rng.integers(0, count + 2, count + 2).astype(np.uint64) if renamed else None
+    whole = merge_contacts(tables)
+    found = list(contacts_in(tables, names, rows))
+    assert_same(merge_contacts(found), whole if names is None else contacts_under(whole, names))
+    assert sum(map(len, found)) == len(merge_contacts(found))
 
 
 @settings(max_examples=60)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,10 +86,36 @@ def join_names(table: ContactTable, count: int, rules: JoinRules) -> tuple[UInt6
     >>> join_names(table, 3, JoinRules())
     (array([0, 1, 2, 1], dtype=uint64), 2)
     """
+    return names_along([joined_pairs(table, rules)], count)
+
+
+def joined_pairs(table: ContactTable, rules: JoinRules) -> UInt64:
+    """uint64 ``[E,2]``: the labels that some contacts join."""
     which = joined(table, rules)
-    pairs = np.stack([table.a[which], table.b[which]], axis=1).astype(np.int64) - 1
-    labels, instances = unite(np.ones(count, np.int64), [pairs])
+    return np.stack([table.a[which], table.b[which]], axis=1)
+
+
+def names_along(pairs: Iterable[UInt64], count: int) -> tuple[UInt64, int]:
+    """New names of the labels 0..count: joined along pairs that come in pieces."""
+    rows = (some.view(np.int64) - 1 for some in pairs)
+    labels, instances = unite(np.ones(count, np.int64), rows)
     return np.concatenate([np.zeros(1, np.uint64), labels]), instances
+
+
+def label_ranges(tables: Sequence[ContactTable], rows: int) -> list[tuple[int, int]]:
+    """Ranges of labels, first and end: about so many contacts have their lower label in each.
+
+    Examples
+    --------
+    >>> a = np.arange(1, 7, dtype=np.uint64)
+    >>> table = ContactTable(a, a + np.uint64(1), *(np.ones(6, np.int64),) * 4)
+    >>> label_ranges([table], 3)
+    [(0, 4), (4, 18446744073709551615)]
+    """
+    step = max(1, rows // (8 * max(1, len(tables))))
+    some = np.sort(np.concatenate([np.zeros(0, np.uint64), *(t.a[::step] for t in tables)]))
+    cuts = np.unique(some[:: max(1, rows // step)])[1:].tolist()
+    return list(itertools.pairwise([0, *cuts, 2**64 - 1]))
 
 
 # -------------------------------------------------------------------------------------- evidence

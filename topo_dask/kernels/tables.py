@@ -294,7 +294,7 @@ class ContactTable:
         total = (whole + (self.rest % DOT_REST) / DOT_REST) / DOT_WHOLE
         return np.asarray(total / np.maximum(self.area, 1), dtype=np.float64)
 
-    def take(self, which: npt.NDArray[Any]) -> ContactTable:
+    def take(self, which: npt.NDArray[Any] | slice) -> ContactTable:
         """Some of the pairs, by index or mask."""
         return ContactTable(*(getattr(self, name)[which] for name in _CONTACT_COLUMNS))
 

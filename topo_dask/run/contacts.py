@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from topo_dask.graph.contacts import (
     JoinRules,
     contact_region,
     contacts_of_block,
     contacts_under,
-    join_names,
+    joined_pairs,
+    label_ranges,
+    names_along,
 )
 from topo_dask.grid import BlockGrid
 from topo_dask.kernels.tables import ContactTable, merge_contacts
 from topo_dask.run.chain import Chain, View
-from topo_dask.run.files import load_array, load_table, save_array, save_table
+from topo_dask.run.files import load_array, save_array
+from topo_dask.run.items import Each
 from topo_dask.run.ledger import fingerprint
 from topo_dask.storage import AnyArray
 
 FAN_IN = 64
 """Tables that one task adds up."""
+
+ROWS = 2**22
+"""Contacts that the one union looks at together, about; each takes some 200 bytes meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +78,37 @@ class JoinTask:
 
 
 def save_contacts(path: Path, table: ContactTable) -> None:
-    """Write a table of contacts."""
-    save_table(path, **{name: getattr(table, name) for name in ContactTable.__dataclass_fields__})
+    """Write a table of contacts: int64 ``[6,P]``, so that some of its rows can be read."""
+    columns = (getattr(table, name) for name in ContactTable.__dataclass_fields__)
+    save_array(path, np.stack([column.view(np.int64) for column in columns]))
 
 
-def load_contacts(path: Path) -> ContactTable:
+def load_contacts(path: Path, *, memory_map: bool = False) -> ContactTable:
     """Read a table of contacts."""
-    return ContactTable(**load_table(path))
+    a, b, *others = load_array(path, memory_map=memory_map)
+    return ContactTable(a.view(np.uint64), b.view(np.uint64), *others)
+
+
+def contacts_in(
+    tables: Sequence[ContactTable], names: npt.NDArray[np.uint64] | None, rows: int = ROWS
+) -> Iterator[ContactTable]:
+    """The contacts of several tables added up, those of a range of labels after the other.
+
+    ``names``: the contacts are between these names of the labels, see `contacts_under`.
+    """
+    if names is None:
+        for low, end in label_ranges(tables, rows):
+            ends = (np.searchsorted(t.a, np.array([low, end], np.uint64)) for t in tables)
+            yield merge_contacts(
+                [t.take(slice(*both)) for t, both in zip(tables, ends, strict=True)]
+            )
+        return
+    pieces = [t.take(slice(n, n + rows)) for t in tables for n in range(0, len(t), rows)]
+    parts = len(range(0, sum(map(len, tables)) or 1, rows))
+    for part in range(parts):  # names of any size may lie anywhere in the tables
+        low, end = (len(names) * n // parts for n in (part, part + 1))
+        some = (contacts_under(piece, names) for piece in pieces)
+        yield merge_contacts([t.take((t.a >= low) & (t.a < end)) for t in some])
 
 
 def find_contacts(task: ContactTask) -> int:
@@ -97,12 +130,15 @@ def sum_contacts(task: SumTask) -> int:
 
 
 def join_all(task: JoinTask) -> int:
-    """Stage join: unites instances along all contacts, writes their new names; gives how many."""
-    table = merge_contacts([load_contacts(path) for path in task.tables])
+    """Stage join: unites instances along all contacts, writes their new names; gives how many.
+
+    It holds a few numbers of each instance, and the contacts of a range of them at a time.
+    """
+    tables = [load_contacts(path, memory_map=True) for path in task.tables]
     before = None if task.view.names is None else load_array(task.view.names)
-    if before is not None and task.stored:
-        table = contacts_under(table, before)
-    names, instances = join_names(table, task.view.instances, task.rules)
+    found = contacts_in(tables, before if task.stored else None)
+    pairs = (joined_pairs(table, task.rules) for table in found)
+    names, instances = names_along(pairs, task.view.instances)
     save_array(task.path, names if before is None else names[before])
     return instances
 
@@ -113,18 +149,21 @@ def contact_tables(
     """Files that together hold every contact of the labels, at most `FAN_IN`, and their mark."""
     folder = chain.work / "contacts"
     mark = fingerprint(view.mark, view.names is None, "contacts", step_size)
-    tasks = [
-        ContactTask(view, flow, step_size, chain.grid, n, folder / f"{n}.npz")
-        for n in range(len(chain.grid))
-    ]
+    blocks = range(len(chain.grid))
+    paths: Sequence[Path] = Each(blocks, lambda n: folder / f"{n}.npy")
+    tasks = Each(blocks, lambda n: ContactTask(view, flow, step_size, chain.grid, n, paths[n]))
     chain.stage("contacts", mark, find_contacts, tasks)
-    paths, level = [task.path for task in tasks], 1
+    level = 1
     while len(paths) > FAN_IN:
-        groups = [tuple(paths[i : i + FAN_IN]) for i in range(0, len(paths), FAN_IN)]
-        sums = [SumTask(g, folder / f"{level}-{n}.npz") for n, g in enumerate(groups)]
+        sums = Each(range(-(-len(paths) // FAN_IN)), partial(_sum_task, folder, paths, level))
         chain.stage(f"contacts-{level + 1}", mark, sum_contacts, sums)
-        paths, level = [task.path for task in sums], level + 1
-    return paths, mark
+        paths, level = [folder / f"{level}-{n}.npy" for n in range(len(sums))], level + 1
+    return list(paths), mark
+
+
+def _sum_task(folder: Path, paths: Sequence[Path], level: int, number: int) -> SumTask:
+    some = tuple(paths[number * FAN_IN : (number + 1) * FAN_IN])
+    return SumTask(some, folder / f"{level}-{number}.npy")
 
 
 def join_step(
