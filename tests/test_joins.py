@@ -9,9 +9,11 @@ from typing import Any
 import dask.array as da
 import numpy as np
 import pytest
+import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
+from scipy import ndimage
 
 import topo_dask
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
@@ -231,6 +233,18 @@ def test_splitting_is_that_of_the_oracle(labels: np.ndarray, data: Any) -> None:
     chunks = tuple(max(b, n // 2) for b, n in zip(drawn, ids.shape, strict=True))
     lazy = topo_dask.split_disconnected(da.from_array(ids, chunks=chunks), ratio)
     assert_array_equal(lazy.compute(scheduler="sync"), expected)
+
+
+def test_components_of_a_mask_from_store_to_store(tmp_path: Path) -> None:
+    """As the README has it."""
+    mask = np.random.default_rng(3).random((9, 10, 11)) < 0.4
+    source, target = str(tmp_path / "mask.zarr"), str(tmp_path / "components.zarr")
+    stored = zarr.create_array(source, shape=mask.shape, chunks=(4, 5, 6), dtype=bool)
+    stored[...] = mask
+    da.to_zarr(topo_dask.split_disconnected(da.from_zarr(source), 0), target)
+    expected, count = ndimage.label(mask)
+    assert count > 20
+    assert_array_equal(zarr.open_array(target, mode="r")[...], expected)
 
 
 NEGATIVE = np.array([[[0, 3, -2]]])
