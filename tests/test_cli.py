@@ -178,6 +178,24 @@ def test_demo_leaves_labels_and_a_page(tmp_path: Path) -> None:
     run(*demo, "--overwrite", "--no-progress", cwd=tmp_path)
 
 
+def test_a_page_of_slices(folder: Path, tmp_path: Path) -> None:
+    array = str(folder / "tissue.zarr" / "labels" / "s0")
+    view = ["view", array, "page", "--truth", array]
+    done = run(*view, "--at", "3,9,40", cwd=tmp_path)
+    page = tmp_path / "page" / "index.html"
+    assert done.stdout.strip() == "page/index.html"
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<img") == 9  # truth, labels and differences of three slices
+    assert all(row in text for row in ("z = 3", "y = 9", "x = 40"))
+    assert "already there" in run(*view, cwd=tmp_path, code=1).stderr
+    assert page.read_text(encoding="utf-8") == text
+    refused = run(*view, "--at", "3,9,48", "--overwrite", cwd=tmp_path, code=1)
+    assert refused.stderr.startswith("Error: at: got (3, 9, 48)")
+    assert page.read_text(encoding="utf-8") == text
+    run(*view, "--overwrite", cwd=tmp_path)
+    assert "z = 20" in page.read_text(encoding="utf-8")
+
+
 def test_errors_are_one_line_without_a_traceback(tmp_path: Path) -> None:
     done = run("flows", "missing.zarr", "out.zarr", cwd=tmp_path, code=1)
     assert done.stderr.startswith("Error: labels: got ")

@@ -11,10 +11,18 @@ from typing import Any, TypeVar, cast
 
 import click
 
-from topo_dask.config import ACCELERATIONS, BACKENDS, INTERPOLATIONS, METHODS, POTENTIALS
+from topo_dask.config import (
+    ACCELERATIONS,
+    BACKENDS,
+    INTERPOLATIONS,
+    METHODS,
+    POTENTIALS,
+    lengths_of_voxel,
+)
 from topo_dask.demo import run_demo
-from topo_dask.errors import InvalidArgument, TopoError
+from topo_dask.errors import InvalidArgument, OutputExists, OutputNotWritable, TopoError
 from topo_dask.graph.blend import BEYOND, IDS, TILE_BLENDS
+from topo_dask.graph.check import check_labels
 from topo_dask.graph.fuse import LASTS
 from topo_dask.kernels.resample import BLENDS
 from topo_dask.plan.outline import Plan
@@ -25,6 +33,8 @@ from topo_dask.run.flows import FLOW_TYPES
 from topo_dask.run.planning import JOBS
 from topo_dask.run.planning import plan as make_plan
 from topo_dask.run.tile_table import read_tile_table
+from topo_dask.storage import open_array, voxel_geometry
+from topo_dask.view import slice_panels, write_report
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -565,6 +575,47 @@ def compare(truth: str, labels: str, as_json: bool = False, **options: Any) -> N
     """Compare LABELS with TRUTH (zarr arrays [Z,Y,X]), exactly."""
     result = run_compare(truth, labels, **options)
     click.echo(result.to_json() if as_json else repr(result))
+
+
+@main.command()
+@click.argument("labels", type=click.Path())
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--truth", type=click.Path(), help="Labels to compare with (zarr [Z,Y,X]).")
+@click.option("--flows", type=click.Path(), help="Their flow field (zarr [3,Z,Y,X]).")
+@click.option("--at", type=LENGTHS, help="Indices of the slices. [default: the middle]")
+@click.option("--spacing", type=NUMBERS, help="Size of a voxel. [default: that of LABELS]")
+@click.option("--overwrite", is_flag=True, help="Replace a page that is there.")
+def view(
+    labels: str, folder: Path, truth: str | None, flows: str | None, overwrite: bool, **slices: Any
+) -> None:
+    """Leave a page with pictures of three slices of LABELS (zarr [Z,Y,X]) in FOLDER."""
+    shown = open_array(labels, argument="labels")
+    beside: dict[str, Any] = {
+        "truth": None if truth is None else open_array(truth, argument="truth"),
+        "flow": None if flows is None else open_array(flows, argument="flows", axes=(4,)),
+    }
+    for argument, array in (("labels", shown), ("truth", beside["truth"])):
+        if array is not None:
+            check_labels(array, argument=argument)
+    if isinstance(slices["at"], int):
+        slices["at"] = (slices["at"],) * 3
+    if slices["spacing"] is None:
+        slices["spacing"] = voxel_geometry(shown).scale
+    slices["spacing"] = lengths_of_voxel("spacing", slices["spacing"])
+    page = folder / "index.html"
+    if page.exists() and not overwrite:
+        came, do = f"{str(page)!r}, which is already there", "Choose another, or pass --overwrite."
+        raise OutputExists("folder", came, "a folder without a page", do)
+    panels = slice_panels(shown, **beside, **slices)
+    facts = {"labels": labels, "array": f"{'x'.join(map(str, shown.shape))} {shown.dtype}"}
+    facts |= {name: path for name, path in (("truth", truth), ("flows", flows)) if path}
+    title = f"Slices of {Path(labels).name}"
+    try:
+        click.echo(str(write_report(folder, title=title, panels=panels, facts=facts)))
+    except OSError as error:
+        came = f"{str(folder)!r}, which cannot be written ({error.strerror or error})"
+        do = "Choose another place, or change the permissions."
+        raise OutputNotWritable("folder", came, "a folder that can be written", do) from error
 
 
 @main.command("job-script")
