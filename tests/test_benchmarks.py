@@ -73,6 +73,14 @@ def test_plans_are_measured_for_every_job(labels: Path, tmp_path: Path) -> None:
     assert {case.job for case in cases} == set(JOBS)
 
 
+def test_rounds_are_timed_against_a_context(labels: Path, tmp_path: Path) -> None:
+    few = ("--size", 24, "--slack", 1000, "--folder", tmp_path / "work")
+    out = run("rounds.py", labels, *few, "--case", "heat:9:16", "--case", "coordinate:9:16")
+    assert out.count(", n = 9, blocks of 16") == 2
+    assert "| context of 9 " in out
+    assert list((tmp_path / "work").iterdir()) == []
+
+
 def test_tissue_runs_the_main_job_and_checks_blocks(labels: Path, tmp_path: Path) -> None:
     results = tmp_path / "RESULTS.md"
     small = ("--n-iter", 20, "--cluster", "sync", "--check-shape", "10,32,20")
