@@ -2,8 +2,13 @@
 
 A node is a voxel, or on coarser levels what one object has in a box of 2x2x2 nodes, so that a
 node has at most one neighbour in each of six directions, and touching objects never mix. Nodes
-are numbered in C order. Boxes lie relative to the object's own bounding box, and all sums run in
-the order of the nodes: the same object gives the same bits wherever it is.
+are numbered in C order, so that neighbours along x have numbers that follow each other and only
+those along z and y are listed. Boxes lie relative to the object's own bounding box, and all sums
+run in the order of the nodes: the same object gives the same bits wherever it is.
+
+What large objects cost is reading their vectors from memory, so whatever need not be exact is
+float32: the cycle, which only has to point well, and the directions of the search, which are taken
+as they were rounded. The solution, the residual and all that changes them are float64.
 """
 
 from __future__ import annotations
@@ -29,6 +34,11 @@ CHUNK = 1024
 """Nodes between which a sweep lets the next one catch up."""
 
 NOWHERE = np.uint32(2**32 - 1)
+
+JOINED_LOW, JOINED_HIGH = 128, 256
+"""Flags of nodes: linked to the node before, and to the one after."""
+
+NO_FLAGS = 127
 
 
 @compiled
@@ -109,18 +119,21 @@ def _boxes(rows: Any, xs: Any, lone: Any, halved: Any, parent: Any) -> Any:
 
 @compiled
 def _coarse_system(
-    near: Any, weight: Any, wall: Any, parent: Any, count: int, halved: Any
+    links: Any, weight: Any, wall: Any, parent: Any, count: int, halved: Any
 ) -> tuple[Any, Any, Any]:
     """Sum the links and walls of the nodes of each box; links inside a box are gone.
 
     Replaces ``NOWHERE`` in ``parent`` by ``count``. To the boxes, nodes without one are wall.
-    ``weight`` has a row for each node, or one for all.
+    ``weight`` has a row for each node, or one for all. Gives ``(near, flags)`` of the boxes, as
+    ``links`` is of the nodes, their weights and walls.
     """
+    near, flags = links
     nodes = near.shape[0]
     row = 1 if weight.shape[0] == nodes else 0
     for i in range(nodes):
         parent[i] = min(parent[i], np.uint32(count))
-    coarse_near = np.full((count, 6), np.uint32(count), np.uint32)
+    coarse_near = np.full((count, 4), np.uint32(count), np.uint32)
+    coarse_flags = np.zeros(count, np.uint16)
     coarse_weight = np.zeros((count, 6))
     coarse_wall = np.zeros(count)
     for i in range(nodes):
@@ -128,17 +141,25 @@ def _coarse_system(
         if a == count:
             continue
         for d in range(6):
-            j = near[i, d]
+            if d < 4:
+                j = np.int64(near[i, d])
+            elif flags[i] & (JOINED_LOW if d == 4 else JOINED_HIGH):
+                j = i + 2 * d - 9
+            else:
+                continue
             if j == nodes or parent[j] == a:
                 continue
             here = weight[row * i, d] * FARTHER if halved[d >> 1] else weight[row * i, d]
             if parent[j] == count:
                 coarse_wall[a] += here
             else:
-                coarse_near[a, d] = parent[j]
+                if d < 4:
+                    coarse_near[a, d] = parent[j]
+                else:
+                    coarse_flags[a] |= JOINED_LOW if d == 4 else JOINED_HIGH
                 coarse_weight[a, d] += here
         coarse_wall[a] += WALL_FARTHER * wall[i]
-    return coarse_near, coarse_weight, coarse_wall
+    return (coarse_near, coarse_flags), coarse_weight, coarse_wall
 
 
 @compiled
@@ -158,20 +179,29 @@ def _halved(lengths: Any) -> Any:
 
 
 @compiled
-def coarser_levels(near: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any) -> Any:
+def _level(near: Any, weight: Any, inverse: Any, parent: Any) -> Any:
+    """What a cycle needs of a level, with its u and right side."""
+    nodes = inverse.size
+    u, right = np.zeros(nodes + 1, np.float32), np.zeros(nodes + 1, np.float32)
+    return near, weight.astype(np.float32), inverse.astype(np.float32), parent, u, right
+
+
+@compiled
+def coarser_levels(links: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any) -> Any:
     """Make the levels below the first: a list of (near, weight, 1/diagonal, parent, u, right).
 
     There is at least one, but it may have no nodes. Gives first the ``parent`` of the first level:
     a level's ``parent`` tells its nodes' boxes, the nodes of the next level. The arrays of
     solutions have a last node that is always 0, which is where missing neighbours and parents
-    point to.
+    point to. Neighbours along x are the nodes before and after, with weight 0 where not linked.
 
     Parameters
     ----------
-    near
-        uint32 ``[N,6]``: neighbours z-, z+, y-, y+, x-, x+, N where there is none.
+    links
+        near, uint32 ``[N,4]``: neighbours z-, z+, y-, y+, N where there is none; and flags,
+        uint16 ``[N]``: which have `JOINED_LOW`, `JOINED_HIGH`.
     weight
-        ``[1,6]``: of those links.
+        ``[1,6]``: of the links z-, z+, y-, y+, x-, x+.
     wall, diagonal
         ``[N]``: weight of the links to the value 0; of these and all links.
     nodes
@@ -179,12 +209,12 @@ def coarser_levels(near: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any)
         nodes; distance of nodes along z, y, x.
     """
     rows, xs, lengths = (nodes[0], nodes[1], nodes[2]), nodes[3], nodes[4].copy()
-    parent = np.full(near.shape[0], NOWHERE, np.uint32)
+    parent = np.full(wall.size, NOWHERE, np.uint32)
     halved = _halved(lengths)
     rows, xs = _boxes(rows, xs, _lone_nodes(wall, diagonal), halved, parent)
-    near, sums, wall = _coarse_system(near, weight, wall, parent, xs.size, halved)
+    links, sums, wall = _coarse_system(links, weight, wall, parent, xs.size, halved)
     first_parent = parent
-    levels = [(near, sums, wall, parent[:0], np.zeros(1), np.zeros(1))]
+    levels = [_level(links[0], sums, wall, parent[:0])]
     if xs.size > 0:
         levels.pop()
     while xs.size > 0:
@@ -194,9 +224,8 @@ def coarser_levels(near: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any)
         parent = np.full(xs.size, NOWHERE, np.uint32)
         halved = _halved(lengths)
         rows, coarse_xs = _boxes(rows, xs, _lone_nodes(wall, diagonal), halved, parent)
-        u, right = np.zeros(xs.size + 1), np.zeros(xs.size + 1)
-        levels.append((near, sums, 1.0 / diagonal, parent, u, right))
-        near, sums, wall = _coarse_system(near, sums, wall, parent, coarse_xs.size, halved)
+        levels.append(_level(links[0], sums, 1.0 / diagonal, parent))
+        links, sums, wall = _coarse_system(links, sums, wall, parent, coarse_xs.size, halved)
         xs = coarse_xs
     return first_parent, levels
 
@@ -204,28 +233,32 @@ def coarser_levels(near: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any)
 @compiled
 def _forward(near: Any, weight: Any, inverse: Any, u: Any, right: Any) -> None:
     """Gauss-Seidel from 0, in the order of the nodes: only earlier neighbours are not 0."""
+    before = np.float32(0)
     for i in range(inverse.size):
         total = right[i] + weight[i, 0] * u[near[i, 0]] + weight[i, 2] * u[near[i, 2]]
-        u[i] = (total + weight[i, 4] * u[near[i, 4]]) * inverse[i]
+        before = total * inverse[i] + weight[i, 4] * inverse[i] * before
+        u[i] = before
 
 
 @compiled
 def _backward(near: Any, weight: Any, inverse: Any, u: Any, right: Any) -> None:
     """Gauss-Seidel against the order of the nodes."""
+    after = np.float32(0)
     for i in range(inverse.size - 1, -1, -1):
         total = right[i] + weight[i, 0] * u[near[i, 0]] + weight[i, 1] * u[near[i, 1]]
         total += weight[i, 2] * u[near[i, 2]] + weight[i, 3] * u[near[i, 3]]
-        total += weight[i, 4] * u[near[i, 4]]
-        u[i] = (total + weight[i, 5] * u[near[i, 5]]) * inverse[i]
+        total += weight[i, 4] * u[i - 1]
+        after = total * inverse[i] + weight[i, 5] * inverse[i] * after
+        u[i] = after
 
 
 @compiled
 def _restrict(near: Any, weight: Any, parent: Any, u: Any, right: Any) -> None:
     """Sum what `_forward` leaves open, which is the part of the later neighbours."""
-    right[:] = 0.0
+    right[:] = 0
     for i in range(parent.size):
         left = weight[i, 1] * u[near[i, 1]] + weight[i, 3] * u[near[i, 3]]
-        right[parent[i]] += left + weight[i, 5] * u[near[i, 5]]
+        right[parent[i]] += left + weight[i, 5] * u[i + 1]
 
 
 @compiled
@@ -256,13 +289,14 @@ def _down(system: Any, vectors: Any, alpha: float, levels: Any) -> float:
 
     Nodes are restricted as soon as those after them are done, while they are in the cache.
     """
-    near, code, _, inverse, (wz, wy, wx), reach, parent = system
+    near, flags, _, (inverse, (wz, wy, wx)), reach, parent = system
     u, r, p, q, z = vectors
     right = levels[0][5]
-    right[:] = 0.0
-    nodes = code.size
+    right[:] = 0
+    nodes = flags.size
     largest = 0.0
     ready = 0
+    none = before = np.float32(0)
     for first in range(0, nodes, CHUNK):
         end = min(first + CHUNK, nodes)
         for i in range(first, end):
@@ -270,12 +304,14 @@ def _down(system: Any, vectors: Any, alpha: float, levels: Any) -> float:
             left = r[i] - alpha * q[i]
             r[i] = left
             largest = max(largest, abs(left))
-            total = left + wz * z[near[i, 0]] + wy * z[near[i, 2]]
-            z[i] = (total + wx * z[near[i, 4]]) * inverse[code[i]]
+            scale = inverse[flags[i] & NO_FLAGS]
+            total = np.float32(left) + wz * z[near[i, 0]] + wy * z[near[i, 2]]
+            before = total * scale + (wx * scale if flags[i] & JOINED_LOW else none) * before
+            z[i] = before
         stop = nodes if end == nodes else max(ready, end - reach)
         for i in range(ready, stop):
-            left = wz * z[near[i, 1]] + wy * z[near[i, 3]] + wx * z[near[i, 5]]
-            right[parent[i]] += left
+            left_x = z[i + 1] if flags[i] & JOINED_HIGH else none
+            right[parent[i]] += wz * z[near[i, 1]] + wy * z[near[i, 3]] + wx * left_x
         ready = stop
     return largest
 
@@ -283,31 +319,36 @@ def _down(system: Any, vectors: Any, alpha: float, levels: Any) -> float:
 @compiled
 def _up(system: Any, vectors: Any, levels: Any) -> float:
     """Give z from the second half of a cycle, and r*z."""
-    near, code, _, inverse, (wz, wy, wx), reach, parent = system
+    near, flags, _, (inverse, (wz, wy, wx)), reach, parent = system
     _, r, _, _, z = vectors
     coarse = levels[0][4]
-    ready = code.size
+    ready = flags.size
     product = 0.0
-    for end in range(code.size, 0, -CHUNK):
+    none = after = np.float32(0)
+    for end in range(flags.size, 0, -CHUNK):
         first = max(0, end - CHUNK)
         stop = max(0, first - reach)
         for i in range(stop, ready):
             z[i] += coarse[parent[i]]
         ready = stop
         for i in range(end - 1, first - 1, -1):
-            total = r[i] + wz * (z[near[i, 0]] + z[near[i, 1]])
+            scale = inverse[flags[i] & NO_FLAGS]
+            total = np.float32(r[i]) + wz * (z[near[i, 0]] + z[near[i, 1]])
             total += wy * (z[near[i, 2]] + z[near[i, 3]])
-            z[i] = (total + wx * (z[near[i, 4]] + z[near[i, 5]])) * inverse[code[i]]
-            product += r[i] * z[i]
+            total += wx * (z[i - 1] if flags[i] & JOINED_LOW else none)
+            after = total * scale + (wx * scale if flags[i] & JOINED_HIGH else none) * after
+            z[i] = after
+            product += r[i] * after
     return product
 
 
 @compiled
 def _apply(system: Any, vectors: Any, beta: float) -> float:
     """Give p from z and p, and q, the matrix times p; and p*q."""
-    near, code, diagonal, _, (wz, wy, wx), reach, _ = system
+    near, flags, (diagonal, (wz, wy, wx)), _, reach, _ = system
     _, _, p, q, z = vectors
-    nodes = code.size
+    nodes = flags.size
+    none = np.float32(0)
     product = 0.0
     ready = 0
     for first in range(0, nodes, CHUNK):
@@ -316,11 +357,28 @@ def _apply(system: Any, vectors: Any, beta: float) -> float:
             p[i] = z[i] + beta * p[i]
         stop = nodes if end == nodes else max(ready, end - reach)
         for i in range(ready, stop):
-            total = wz * (p[near[i, 0]] + p[near[i, 1]]) + wy * (p[near[i, 2]] + p[near[i, 3]])
-            q[i] = diagonal[code[i]] * p[i] - total - wx * (p[near[i, 4]] + p[near[i, 5]])
-            product += p[i] * q[i]
+            here = np.float64(p[i])
+            low = p[i - 1] if flags[i] & JOINED_LOW else none
+            high = p[i + 1] if flags[i] & JOINED_HIGH else none
+            total = wz * (np.float64(p[near[i, 0]]) + np.float64(p[near[i, 1]]))
+            total += wy * (np.float64(p[near[i, 2]]) + np.float64(p[near[i, 3]]))
+            total += wx * (np.float64(low) + np.float64(high))
+            applied = diagonal[flags[i] & NO_FLAGS] * here - total
+            q[i] = applied
+            product += here * applied
         ready = stop
     return product
+
+
+@compiled
+def _take_residual(system: Any, u: Any, right: Any) -> None:
+    """Subtract the matrix times u from the right side."""
+    near, flags, (diagonal, (wz, wy, wx)), _, _, _ = system
+    for i in range(flags.size):
+        total = wz * (u[near[i, 0]] + u[near[i, 1]]) + wy * (u[near[i, 2]] + u[near[i, 3]])
+        total += wx * (u[i - 1] if flags[i] & JOINED_LOW else 0.0)
+        total += wx * (u[i + 1] if flags[i] & JOINED_HIGH else 0.0)
+        right[i] -= diagonal[flags[i] & NO_FLAGS] * u[i] - total
 
 
 @compiled
@@ -333,9 +391,10 @@ def solve(system: Any, levels: Any, u: Any, right: Any, tolerance: float, most: 
     Parameters
     ----------
     system
-        Of the first level: near (see `coarser_levels`); for each node a code, and by code the
-        diagonal and its inverse; weights of links along z, y, x; the largest difference of the
-        numbers of linked nodes; parent.
+        Of the first level: near and flags (see `coarser_levels`), whose lower bits are a code; by
+        code the diagonal, and weights of links along z, y, x; the inverse of a diagonal and
+        weights in float32, which may be of another scale; the largest difference of the numbers of
+        linked nodes, at least 1; parent.
     levels
         From `coarser_levels`.
     u
@@ -346,13 +405,10 @@ def solve(system: Any, levels: Any, u: Any, right: Any, tolerance: float, most: 
         Largest residual; most iterations.
     """
     nodes = right.size
-    vectors = u, right, np.zeros(nodes + 1), np.zeros(nodes), np.zeros(nodes + 1)
-    p, q, z = vectors[2:]
-    z[:] = u
-    _apply(system, vectors, 0.0)
-    for i in range(nodes):
-        right[i] -= q[i]
-        p[i] = 0.0
+    p, z = np.zeros(nodes + 1, np.float32), np.zeros(nodes + 1, np.float32)
+    q = np.zeros(nodes)
+    vectors = u, right, p, q, z
+    _take_residual(system, u, right)
     alpha, before = 0.0, 1.0
     for done in range(most + 1):
         if _down(system, vectors, alpha, levels) <= tolerance:

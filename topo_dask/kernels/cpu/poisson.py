@@ -18,7 +18,13 @@ import numpy.typing as npt
 
 from topo_dask.errors import TopoError
 from topo_dask.kernels.cpu.labels import Integers, compact
-from topo_dask.kernels.cpu.multigrid import coarser_levels, solve
+from topo_dask.kernels.cpu.multigrid import (
+    JOINED_HIGH,
+    JOINED_LOW,
+    NO_FLAGS,
+    coarser_levels,
+    solve,
+)
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import ranges, starmap
 
@@ -115,26 +121,31 @@ def _gather(local: Any, count: int, voxels: Any, place: Any) -> Any:
 def _assemble(mine: Any, grid: Any, steps: Any, weights: Any, system: Any) -> Any:
     """Fill in the links, walls and right side of one instance.
 
-    ``code`` gets a bit for each side that is not closed. Gives whether a side is, and how far
-    apart the numbers of linked voxels are.
+    ``flags`` get a bit for each side that is not closed, and whether the voxels before and after
+    are neighbours. Gives whether a side is closed, and how far apart the numbers of linked voxels
+    are.
     """
     local, place, annotated, field = grid
-    near, code, wall, right, u = system
+    near, flags, wall, right, u = system
     nodes = mine.size
     number = local[mine[0]]
-    closed, reach = False, 0
+    closed, reach = False, 1
     for i in range(nodes):
         at = mine[i]
         u[i] = field[at]
-        walls, source, opened = 0.0, 1.0, 63
+        walls, source, opened, joined = 0.0, 1.0, 63, 0
         for d in range(6):
             j = at + steps[d]
             other = local[j]
             if other == number:
-                near[i, d] = place[j]
-                reach = max(reach, place[j] - i)
+                if d < 4:
+                    near[i, d] = place[j]
+                    reach = max(reach, place[j] - i)
+                else:
+                    joined |= JOINED_LOW if d == 4 else JOINED_HIGH
                 continue
-            near[i, d] = nodes
+            if d < 4:
+                near[i, d] = nodes
             if other == BEYOND:
                 if np.isnan(field[j]):
                     opened -= 1 << d
@@ -145,21 +156,31 @@ def _assemble(mine: Any, grid: Any, steps: Any, weights: Any, system: Any) -> An
                 opened -= 1 << d
             else:
                 walls += weights[d >> 1]
-        wall[i], right[i], code[i] = walls, source, opened
+        wall[i], right[i], flags[i] = walls, source, opened | joined
         closed |= opened != 63
     return closed, reach
 
 
 @compiled
-def _reach(near: Any, wall: Any, reached: Any) -> int:
+def _beside(near: Any, flags: Any, i: int, d: int) -> int:
+    """The neighbour z-, z+, y-, y+, x-, x+ of a voxel; as many as there are where it has none."""
+    if d < 4:
+        return np.int64(near[i, d])
+    if d == 4:
+        return i - 1 if flags[i] & JOINED_LOW else flags.size
+    return i + 1 if flags[i] & JOINED_HIGH else flags.size
+
+
+@compiled
+def _reach(near: Any, flags: Any, wall: Any, reached: Any) -> int:
     """Mark the voxels that links join to a wall; give how many there are."""
     nodes = wall.size
     count = 0
     for i in range(nodes):
-        before = reached[near[i, 0]] or reached[near[i, 2]] or reached[near[i, 4]]
+        before = reached[near[i, 0]] or reached[near[i, 2]] or reached[_beside(near, flags, i, 4)]
         reached[i] = wall[i] > 0 or before
     for i in range(nodes - 1, -1, -1):
-        after = reached[near[i, 1]] or reached[near[i, 3]] or reached[near[i, 5]]
+        after = reached[near[i, 1]] or reached[near[i, 3]] or reached[_beside(near, flags, i, 5)]
         reached[i] = reached[i] or after
         count += reached[i]
     if count == nodes:
@@ -174,7 +195,7 @@ def _reach(near: Any, wall: Any, reached: Any) -> int:
         height -= 1
         i = stack[height]
         for d in range(6):
-            j = near[i, d]
+            j = _beside(near, flags, i, d)
             if j != nodes and not reached[j]:
                 reached[j] = True
                 count += 1
@@ -186,15 +207,15 @@ def _reach(near: Any, wall: Any, reached: Any) -> int:
 @compiled
 def _take_out_closed_pieces(system: Any) -> None:
     """Pieces that touch no wall have no solution: make each of their voxels u = 0 by itself."""
-    near, code, wall, right, u = system
+    near, flags, wall, right, u = system
     nodes = wall.size
     reached = np.zeros(nodes + 1, np.bool_)
-    if _reach(near, wall, reached) == nodes:
+    if _reach(near, flags, wall, reached) == nodes:
         return
     for i in range(nodes):
         if not reached[i]:
             near[i] = nodes
-            code[i], wall[i], right[i], u[i] = ALONE, 1.0, 0.0, 0.0
+            flags[i], wall[i], right[i], u[i] = ALONE, 1.0, 0.0, 0.0
 
 
 @compiled
@@ -218,6 +239,17 @@ def _rows(mine: Any, rows: int, width: int) -> Any:
 
 
 @compiled
+def _diagonals(weights: Any) -> Any:
+    """The diagonal of the matrix for each code of open sides."""
+    diagonal = np.ones(ALONE + 1)
+    for code in range(1, ALONE):
+        diagonal[code] = 0.0
+        for d in range(6):
+            diagonal[code] += weights[d >> 1] * ((code >> d) & 1)
+    return diagonal
+
+
+@compiled
 def _solve_instances(
     numbers: Any, sorted_voxels: Any, grid: Any, shape: Any, steps: Any, how: Any, taken: Any
 ) -> None:
@@ -225,25 +257,28 @@ def _solve_instances(
     starts, voxels = sorted_voxels
     weights, lengths, tolerance, most = how
     field = grid[3]
-    links = np.array([[weights[0], weights[0], weights[1], weights[1], weights[2], weights[2]]])
-    diagonal = np.ones(ALONE + 1)
-    for code in range(1, ALONE):
-        diagonal[code] = 0.0
-        for d in range(6):
-            diagonal[code] += links[0, d] * ((code >> d) & 1)
-    inverse = 1 / diagonal
+    wz, wy, wx = weights
+    unit = max(wz, wy, wx)  # the cycle's weights are of a size for float32
+    links = np.array([[wz, wz, wy, wy, wx, wx]]) / unit
+    rough = np.float32(wz / unit), np.float32(wy / unit), np.float32(wx / unit)
+    exact = _diagonals(weights), weights
+    inverse = (unit / exact[0]).astype(np.float32)
     for number in numbers:
         mine = voxels[starts[number] : starts[number + 1]]
         nodes = mine.size
-        near, codes = np.empty((nodes, 6), np.uint32), np.empty(nodes, np.uint8)
+        near, flags = np.empty((nodes, 4), np.uint32), np.empty(nodes, np.uint16)
         wall, right, u = np.empty(nodes), np.empty(nodes), np.zeros(nodes + 1)
-        system = (near, codes, wall, right, u)
+        system = (near, flags, wall, right, u)
         closed, reach = _assemble(mine, grid, steps, weights, system)
         if closed:
             _take_out_closed_pieces(system)
         rows = _rows(mine, shape[1], shape[2])
-        parent, levels = coarser_levels(near, links, wall, diagonal[codes], (*rows, lengths))
-        solver = (near, codes, diagonal, inverse, weights, reach, parent)
+        diagonal = np.empty(nodes)
+        for i in range(nodes):
+            diagonal[i] = exact[0][flags[i] & NO_FLAGS] / unit
+            wall[i] /= unit
+        parent, levels = coarser_levels((near, flags), links, wall, diagonal, (*rows, lengths))
+        solver = (near, flags, exact, (inverse, rough), reach, parent)
         taken[number] = solve(solver, levels, u, right, tolerance, most)
         for i in range(nodes):
             field[mine[i]] = u[i]
