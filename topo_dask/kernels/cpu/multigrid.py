@@ -142,7 +142,7 @@ def _coarse_system(
             continue
         for d in range(6):
             if d < 4:
-                j = np.int64(near[i, d])
+                j: Any = np.int64(near[i, d])
             elif flags[i] & (JOINED_LOW if d == 4 else JOINED_HIGH):
                 j = i + 2 * d - 9
             else:

@@ -162,7 +162,7 @@ def _assemble(mine: Any, grid: Any, steps: Any, weights: Any, system: Any) -> An
 
 
 @compiled
-def _beside(near: Any, flags: Any, i: int, d: int) -> int:
+def _beside(near: Any, flags: Any, i: int, d: int) -> Any:
     """The neighbour z-, z+, y-, y+, x-, x+ of a voxel; as many as there are where it has none."""
     if d < 4:
         return np.int64(near[i, d])
