@@ -163,6 +163,27 @@ def region_read(
     return Region(read.start, tuple(min(n, b + 1) for n, b in zip(shape, read.stop, strict=True)))
 
 
+def region_needed(particles: Particles, read: Region, settings: SegmentSettings) -> Region:
+    """The part of a region in which particles stay where flows have length 1 at most.
+
+    Longer ones hand them over once more, as from any region.
+
+    Examples
+    --------
+    >>> one = Particles(np.full((1, 3), 9.5), np.array([2], np.int32), *np.zeros((2, 1), np.int64))
+    >>> region_needed(one, Region((0, 0, 8), (30, 10, 30)), SegmentSettings())
+    Region(start=(6, 6, 8), stop=(13, 10, 13))
+    """
+    voxels = particles.positions.astype(np.int64)
+    way = int(particles.steps.max()) * settings.step_size
+    reach = 1 + math.ceil(min(way, max(read.shape)))
+    low, high = voxels.min(axis=0) - reach, voxels.max(axis=0) + reach + 1
+    return Region(
+        tuple(max(a, int(b)) for a, b in zip(read.start, low, strict=True)),
+        tuple(min(a, int(b)) for a, b in zip(read.stop, high, strict=True)),
+    )
+
+
 def flow_ready(
     flow: npt.NDArray[Any],
     *,

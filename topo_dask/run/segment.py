@@ -23,6 +23,7 @@ from topo_dask.graph.track import (
     advance,
     first_particles,
     flow_ready,
+    region_needed,
     region_read,
 )
 from topo_dask.grid import BlockGrid, Region
@@ -184,7 +185,8 @@ def start_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
 def continue_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
     """Stage track, later rounds: what others handed over; done particles go to their home."""
     job = task.job
-    particles, read = collect(job.work, task.mail), job.region_read(task.block)
+    particles = collect(job.work, task.mail)
+    read = region_needed(particles, job.region_read(task.block), job.settings)
     flow = job.part_of_flow(read)  # checked in the first round
     ended = advance(
         kernels_for(job.settings.backend).interleave(flow),
