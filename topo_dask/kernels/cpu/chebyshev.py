@@ -31,9 +31,12 @@ import numpy.typing as npt
 from topo_dask.kernels.cpu.diffusion import TINY, Domain, domain_of, weights_of
 from topo_dask.kernels.cpu.labels import Integers
 from topo_dask.kernels.cpu.rows import (
+    PLANES,
+    add_planes,
     add_rows,
     add_walled_rows,
     aligned,
+    recur_planes,
     recur_rows,
     recur_walled_rows,
 )
@@ -173,6 +176,50 @@ def _recur_rows(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any
 
 
 @compiled
+def _recur_planes(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any) -> None:
+    """Bring some rows of `PLANES` planes to a degree, together where all of them go so far."""
+    plane, first, end, degree = at
+    nz, ny, nx, stride, width = space.grid
+    links, walls, rows = space.links, space.walls, space.rows
+    total, kinds, factors, last = sums.total, sums.kinds, sums.factors, sums.last
+    y = first
+    while y < end:
+        count, low, high, together = end - y, np.int64(width), np.int64(0), True
+        for row in range(plane * ny + y, (plane + PLANES) * ny + y, ny):
+            alike = np.int64(0)
+            while alike < min(count, np.int64(rows[row, 4])) and last[row + alike] >= degree:
+                alike += 1
+            together &= bool(alike > 0) and not rows[row, 3]
+            count = min(count, max(alike, np.int64(1)))
+            low, high = min(low, np.int64(rows[row, 1])), max(high, np.int64(rows[row, 2]))
+        if together:
+            here = plane * stride + y * width
+            top = here + (PLANES - 1) * stride
+            offsets = (
+                here,
+                here - stride if plane > 0 else here,
+                top + stride if plane + PLANES < nz else top,
+                here - width if y > 0 else here,
+                here + width if y < ny - 1 else here,
+                stride,
+                degree // 2 * sums.kind_count,
+            )
+            these = count, width, low, high
+            if degree % 2:
+                recur_planes(new, old, links, walls, offsets, these, weights)
+            else:
+                add_planes(new, old, links, walls, total, kinds, factors, offsets, these, weights)
+            if nx < width:  # the images behind the last voxels
+                for begin in range(here + nx, top + nx + 1, stride):
+                    for image in range(begin, begin + count * width, width):
+                        new[image] = new[image - 1]
+        else:
+            for one in range(plane, plane + PLANES):
+                _recur_rows(new, old, space, sums, (one, y, y + count, degree), weights)
+        y += count
+
+
+@compiled
 def _recur_pass(
     pair: Any, space: Any, sums: Any, weights: Any, degrees: Any, strip: int, turn: Any, counts: Any
 ) -> None:
@@ -180,25 +227,30 @@ def _recur_pass(
     nz, ny = space.grid[0], space.grid[1]
     even, odd = pair
     thread, done, before, from_there = turn
-    fronts = nz + STEPS_PER_PASS - 1
+    fronts = -(-(nz + STEPS_PER_PASS - 1) // PLANES)
+    distance = -(-STEPS_PER_PASS // PLANES)
     strips = -(-(ny + STEPS_PER_PASS - 1) // strip)
     for number in range(strips):
         top = number * strip
         for front in range(fronts):
             if before >= 0:
                 ahead = min(number + 1, strips - 1) * fronts
-                ahead += min(front + STEPS_PER_PASS, fronts - 1)
+                ahead += min(front + distance, fronts - 1)
                 wait_for(counts, before, from_there + ahead + 1)
             for step in range(degrees[1] - degrees[0]):
-                plane = front - step
-                if plane < 0 or plane >= nz:
-                    continue
+                plane = front * PLANES - step
                 low, high = max(0, top - step), min(ny, top + strip - step)
-                at = (plane, low, high, degrees[0] + step + 1)
+                degree = degrees[0] + step + 1
                 if step % 2 == 0:
-                    _recur_rows(odd, even, space, sums, at, weights)
+                    old, new = even, odd
                 else:
-                    _recur_rows(even, odd, space, sums, at, weights)
+                    old, new = odd, even
+                if plane >= 0 and plane + PLANES <= nz:
+                    at = (plane, low, high, degree)
+                    _recur_planes(new, old, space, sums, at, weights)
+                else:
+                    for one in range(max(plane, 0), min(plane + PLANES, nz)):
+                        _recur_rows(new, old, space, sums, (one, low, high, degree), weights)
             reach(counts, thread, done + number * fronts + front + 1)
 
 

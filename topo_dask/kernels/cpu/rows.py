@@ -312,7 +312,7 @@ flush_walled_rows: Any = intrinsic(_rows_of(_WALLED, walled=True, flush=True))
 # ── a three-term recurrence ──────────────────────────────────────────────────────────────────
 
 
-def _recurrence_of(*, walled: bool, adding: bool) -> Any:
+def _recurrence_of(*, walled: bool, adding: bool, planes: int = 1) -> Any:
     """What numba calls for rows of a recurrence: arrays, then offsets, which rows, and weights."""
     names: tuple[str, ...] = ("new", "old", "links", "walls" if walled else "no walls")
     if adding:
@@ -321,20 +321,21 @@ def _recurrence_of(*, walled: bool, adding: bool) -> Any:
     def typed(kinds: tuple[Any, ...]) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             given = zip(signature.args, args, strict=True)
-            row = _Rows(context, builder, dict(zip(names, given, strict=False)), 1)
+            row = _Rows(context, builder, dict(zip(names, given, strict=False)), planes)
             at, rows, weights = _offsets(builder, args[len(names) :])
             scale = [row.all_of(weight) for weight in weights]
 
             def each(moved: Any, triples: list[tuple[Any, ...]]) -> None:
-                here = builder.add(at[0], moved)
-                before = builder.fneg(row.values("new", here))
-                (value,) = row.means(at, moved, triples, scale, [before])
-                row.store("new", here, value)
-                if adding:
-                    factor = row.gathered("factors", row.numbers("kinds", here), at[6])
-                    row.store(
-                        "total", here, row.times_plus(value, factor, row.values("total", here))
-                    )
+                lowest = builder.add(at[0], moved)
+                places = [row.up(lowest, at[5], plane) for plane in range(planes)]
+                before = [builder.fneg(row.values("new", here)) for here in places]
+                values = row.means(at, moved, triples, scale, before)
+                for here, value in zip(places, values, strict=True):
+                    row.store("new", here, value)
+                    if adding:
+                        factor = row.gathered("factors", row.numbers("kinds", here), at[6])
+                        total = row.times_plus(value, factor, row.values("total", here))
+                        row.store("total", here, total)
 
             row.loop(at, rows, each)
             return context.get_dummy_value()
@@ -369,6 +370,9 @@ Arguments as of `relax_walled_rows`; walls do not count here.
 recur_walled_rows: Any = intrinsic(_recurrence_of(walled=True, adding=False))
 """`recur_rows` with walls."""
 
+recur_planes: Any = intrinsic(_recurrence_of(walled=False, adding=False, planes=PLANES))
+"""`recur_rows` in `PLANES` planes at once, of which the offset above is that above the last."""
+
 add_rows: Any = intrinsic(_recurrence_of(walled=False, adding=True))
 """`recur_rows`; then the new values times a factor are added to ``total``.
 
@@ -378,3 +382,6 @@ of which that of kind k is at k plus the last offset.
 
 add_walled_rows: Any = intrinsic(_recurrence_of(walled=True, adding=True))
 """`add_rows` with walls."""
+
+add_planes: Any = intrinsic(_recurrence_of(walled=False, adding=True, planes=PLANES))
+"""`add_rows` in `PLANES` planes at once."""
