@@ -180,15 +180,16 @@ def _halved(lengths: Any) -> Any:
 
 @compiled
 def _level(near: Any, weight: Any, inverse: Any, parent: Any) -> Any:
-    """What a cycle needs of a level, with its u and right side."""
-    nodes = inverse.size
-    u, right = np.zeros(nodes + 1, np.float32), np.zeros(nodes + 1, np.float32)
-    return near, weight.astype(np.float32), inverse.astype(np.float32), parent, u, right
+    """What a cycle needs of a level, with its u, right side, and u of the first of two visits."""
+    real, nodes = np.float32, inverse.size
+    right, earlier = np.zeros(nodes + 1, real), np.zeros(nodes + 1, real)
+    u = np.zeros(nodes + 1, real)
+    return near, weight.astype(real), inverse.astype(real), parent, u, right, earlier
 
 
 @compiled
 def coarser_levels(links: Any, weight: Any, wall: Any, diagonal: Any, nodes: Any) -> Any:
-    """Make the levels below the first: a list of (near, weight, 1/diagonal, parent, u, right).
+    """Make the levels below the first: (near, weight, 1/diagonal, parent, u, right, earlier u).
 
     There is at least one, but it may have no nodes. Gives first the ``parent`` of the first level:
     a level's ``parent`` tells its nodes' boxes, the nodes of the next level. The arrays of
@@ -268,19 +269,45 @@ def _prolong(parent: Any, coarse: Any, u: Any) -> None:
 
 
 @compiled
+def _set_aside(near: Any, weight: Any, inverse: Any, u: Any, right: Any, earlier: Any) -> None:
+    """Keep u, and replace the right side by what u leaves open of it."""
+    earlier[:] = u
+    for i in range(inverse.size):
+        left = right[i] - u[i] / inverse[i]
+        left += weight[i, 0] * u[near[i, 0]] + weight[i, 1] * u[near[i, 1]]
+        left += weight[i, 2] * u[near[i, 2]] + weight[i, 3] * u[near[i, 3]]
+        right[i] = left + weight[i, 4] * u[i - 1] + weight[i, 5] * u[i + 1]
+
+
+@compiled
 def _coarse_cycle(levels: Any) -> None:
-    """One V-cycle on the levels below the first, from 0."""
+    """One W-cycle on the levels below the first, from 0: each visits the next one twice.
+
+    With one visit large objects would take more iterations than small ones, since the values of
+    boxes reach their nodes without interpolation.
+    """
     last = len(levels) - 1
-    for number in range(last + 1):
-        near, weight, inverse, parent, u, right = levels[number]
-        _forward(near, weight, inverse, u, right)
-        if number < last:
-            _restrict(near, weight, parent, u, levels[number + 1][5])
-    for number in range(last, -1, -1):
-        near, weight, inverse, parent, u, right = levels[number]
-        if number < last:
+    visits = np.zeros(last + 1, np.int64)
+    number, down = 0, True
+    while number >= 0:
+        near, weight, inverse, parent, u, right, earlier = levels[number]
+        if down:
+            _forward(near, weight, inverse, u, right)
+            if number < last:
+                number += 1
+                visits[number] = 0
+                _restrict(near, weight, parent, u, levels[number][5])
+                continue
+        else:
             _prolong(parent, levels[number + 1][4], u)
         _backward(near, weight, inverse, u, right)
+        visits[number] += 1
+        down = number < last and visits[number] == 1
+        if down:
+            _set_aside(near, weight, inverse, u, right, earlier)
+        else:
+            u += earlier  # 0 on the last level
+            number -= 1
 
 
 @compiled

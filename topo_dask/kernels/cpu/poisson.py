@@ -1,10 +1,10 @@
 """The Poisson potential of all instances of an array: each is a system of its own, solved alone.
 
-The voxels of an instance are gathered (its vectors stay in the cache), solved by conjugate
-gradients with a multigrid cycle, and written back: time and memory do not depend on bounding
-boxes, and an instance's field does not depend on what is around it, to the bit. The arrays are
-padded by one voxel that holds what is beyond the faces: `BEYOND` as label, and as value of u a
-number, or NaN where nothing flows through the face.
+The voxels of an instance are gathered (small vectors stay in the cache), solved by conjugate
+gradients with a multigrid cycle, in about as many iterations for any size, and written back: time
+and memory do not depend on bounding boxes, and an instance's field does not depend on what is
+around it, to the bit. The arrays are padded by one voxel that holds what is beyond the faces:
+`BEYOND` as label, and as value of u a number, or NaN where nothing flows through the face.
 """
 
 from __future__ import annotations
