@@ -36,8 +36,8 @@ from topo_dask.kernels.parallel import Starmap, ranges, serial
 STEPS_PER_PASS = 8
 """Iterations made in one pass over memory."""
 
-CACHE_BYTES = 2**20
-"""What the rows in work may take: as much as the second-level cache holds."""
+CACHE_BYTES = 3 * 2**19
+"""What the rows in work may take. They need not stay in the second-level cache, only near it."""
 
 TINIEST = 2.0**-100
 """What is smaller after a pass becomes 0: in eight iterations it does not reach the denormal
