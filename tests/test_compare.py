@@ -317,7 +317,7 @@ def test_stores_by_processes_and_by_dask(stores):
     lazy = da.from_zarr(old, chunks=(9, 9, 9))
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None
+            n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0"
         ) as cluster,
         Client(cluster) as client,
     ):
