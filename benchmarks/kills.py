@@ -1,10 +1,11 @@
 """Kill a run at random, again and again, and count the voxels that are wrong in the end: 0.
 
 Labels to flows to labels on real tissue, from the command line with a local cluster. At random
-moments the driver, or one of its workers, gets SIGKILL; a killed driver is followed by one that
-resumes. When both are done, flows and labels are compared with those of an undisturbed run.
+moments, also while it begins, the driver or one of its workers gets SIGKILL; a killed driver is
+followed by one that resumes. When both are done, flows and labels are compared with those of an
+undisturbed run. A run without progress for too long is an error that shows where it stands.
 
-    python benchmarks/kills.py LABELS --size 128 --kills 60
+    python benchmarks/kills.py LABELS --size 96 --kills 60
 """
 
 from __future__ import annotations
@@ -30,13 +31,18 @@ from topo_dask.storage import create_array, open_array
 TITLE = "Random kills"
 COMMANDS = ("flows", "segment")
 
+BEGINNING_S = 5.0
+"""So long after its start a run may be killed that has done nothing yet."""
+
 
 def arguments() -> argparse.ArgumentParser:
     made = common.parser(__file__, __doc__)
-    made.add_argument("--size", type=int, default=128, help="edge of the cube, in voxels")
-    made.add_argument("--blocks", type=int, default=32, help="edge of a block, in voxels")
+    made.add_argument("--size", type=int, default=96, help="edge of the cube, in voxels")
+    made.add_argument("--blocks", type=int, default=24, help="edge of a block, in voxels")
+    made.add_argument("--n-iter", type=int, default=60, help="iterations of the diffusion")
     made.add_argument("--kills", type=int, default=60, help="at least so many")
     made.add_argument("--workers", type=int, default=2)
+    made.add_argument("--patience", type=float, default=300, help="seconds without any progress")
     made.add_argument("--seed", type=int, default=0, help="of the moments and the victims")
     made.add_argument("--folder", type=Path, help="where files go for the time being")
     return made
@@ -59,50 +65,65 @@ class Chaos:
             "flows": [labels, flows],
             "segment": [flows, folder / "labels.zarr", "--foreground", labels],
         }
-        words = [sys.executable, "-m", "topo_dask", name, *files[name], "--resume"]
+        more = {"flows": ["--n-iter", self.options.n_iter], "segment": []}
+        words = [sys.executable, "-X", "faulthandler", "-m", "topo_dask", name, *files[name]]
+        words += [*more[name], "--resume"]
         words += ["--blocks", self.options.blocks, "--no-progress", "--cluster", "local"]
         words += ["--cluster-option", f"workers={self.options.workers}"]
         return [str(word) for word in words]
 
     def finish(self, folder: Path, name: str, out: Path) -> None:
         """Start a run again and again until it is done."""
+        said = folder.with_name("said.txt")
         for _ in range(1000):
             self.starts += 1
-            driver = subprocess.Popen(
-                self.command(folder, name), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-            )
+            with said.open("wb") as file:  # a pipe that nobody reads would hold it up when full
+                driver = subprocess.Popen(
+                    self.command(folder, name), stdout=subprocess.DEVNULL, stderr=file
+                )
             self._torment(driver, out)
-            _, said = driver.communicate()
+            text = said.read_text(errors="replace")
             if driver.returncode == 0 and out.exists():
                 return
-            if driver.returncode != -signal.SIGKILL and b"resume=True" not in said:
-                raise RuntimeError(said.decode())
+            if driver.returncode != -signal.SIGKILL and "resume=True" not in text:
+                raise RuntimeError(text)
         raise RuntimeError(f"{name} was never done")
 
     def _torment(self, driver: subprocess.Popen[bytes], out: Path) -> None:
-        seen = _lines(out)
-        while driver.poll() is None:
-            # Some progress, then a random moment: it must be possible to end.
-            goal = seen + self.chance.randint(1, 24)
-            while driver.poll() is None and _lines(out) < goal:
-                time.sleep(0.01)
-            if self.kills.total() >= self.options.kills:
-                driver.wait()
+        """Kill its workers, or it, at random moments; it has ended afterwards."""
+        while self.kills.total() < self.options.kills:
+            blocks = self.chance.randint(0, 16)
+            if not self._goes_on(driver, out, blocks):
                 return
-            time.sleep(self.chance.random() * 0.3)
-            if driver.poll() is not None:
-                return
+            time.sleep(self.chance.random() * (0.3 if blocks else BEGINNING_S))
             stage = _stage(out)
             if self.chance.random() < 0.5:
-                driver.kill()
-                self._count("driver", stage)
+                if driver.poll() is None:
+                    driver.kill()
+                    driver.wait()
+                    self._count("driver", stage)
                 return
             workers = _workers(driver.pid)
             if workers:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     self.chance.choice(workers).kill()
                     self._count("worker", stage)
-            seen = _lines(out)
+        self._goes_on(driver, out, sys.maxsize)
+
+    def _goes_on(self, driver: subprocess.Popen[bytes], out: Path, blocks: int) -> bool:
+        """Wait until some more blocks are done; whether the run has not ended by then."""
+        seen = known = _lines(out)
+        late = time.monotonic() + self.options.patience
+        while driver.poll() is None and known < seen + blocks:
+            time.sleep(0.01)
+            now = _lines(out)
+            if now != known:
+                known, late = now, time.monotonic() + self.options.patience
+            elif time.monotonic() > late:
+                driver.send_signal(signal.SIGABRT)  # it shows where its threads are
+                driver.wait()
+                break
+        return driver.poll() is None
 
     def _count(self, who: str, stage: str) -> None:
         self.kills[who] += 1
@@ -152,7 +173,7 @@ def main(words: Sequence[str] | None = None) -> int:
         chunks = (min(64, parsed.blocks),) * 3
         create_array(stored, labels.shape, chunks, labels.dtype)[...] = labels
         options = {"blocks": parsed.blocks, "cluster": "threads"}
-        topo_dask.flows(stored, calm / "flows.zarr", **options)
+        topo_dask.flows(stored, calm / "flows.zarr", n_iter=parsed.n_iter, **options)
         topo_dask.segment(calm / "flows.zarr", calm / "labels.zarr", foreground=stored, **options)
         chaos, wrong, rounds = Chaos(parsed, random.Random(parsed.seed)), 0, 0
         began = time.perf_counter()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SBIN = "/usr/sbin:/usr/local/sbin:/sbin"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "sinfo")
-NODES, CPUS = 2, 4
+NODES, CPUS, MEMORY_MIB = 2, 6, 6144  # whatever this machine has
 
 # Processes are found through /proc, so that no cgroups are needed; a job's memory is looked at
 # every second. Processors and memory are what jobs share, so several fit on a node.
@@ -90,10 +90,10 @@ class Slurm:
 
     def start(self) -> None:
         ports = _free_ports(NODES + 1)
-        host, memory = socket.gethostname().split(".")[0], self._memory()
+        host = socket.gethostname().split(".")[0]
         nodes = "\n".join(
             f"NodeName=n{n} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[n]} CPUs={CPUS} "
-            f"RealMemory={memory}"
+            f"RealMemory={MEMORY_MIB}"
             for n in range(1, NODES + 1)
         )
         user = getpass.getuser()
@@ -110,17 +110,11 @@ class Slurm:
         files |= {f"{kind}-file": self.folder / f"munge.{kind}" for kind in ("pid", "seed", "log")}
         # --force: the folder may be below one that others cannot enter.
         self._daemon("munged", "--foreground", "--force", *(f"--{k}={v}" for k, v in files.items()))
-        wait_until((self.folder / "munge.socket").exists, 10, "munge")
+        wait_until((self.folder / "munge.socket").exists, 60, "munge")
         self._daemon("slurmctld", "-D", "-f", str(self.configuration))
         for n in range(1, NODES + 1):
             self._daemon("slurmd", "-D", "-N", f"n{n}", "-f", str(self.configuration))
-        wait_until(self._ready, 30, f"Slurm's nodes; see {self.folder}")
-
-    def _memory(self) -> int:
-        """MiB that a node shall have."""
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        total = next(int(line.split()[1]) for line in lines if line.startswith("MemTotal"))
-        return int(total / 1024 * 0.8 / NODES)
+        wait_until(self._ready, 90, f"Slurm's nodes; see {self.folder}")
 
     def _daemon(self, name: str, *arguments: str) -> None:
         path = program(name)
@@ -163,7 +157,7 @@ class Slurm:
         if self._daemons:
             for job in self.jobs():
                 self.cancel(job)
-            wait_until(lambda: not self.jobs("PD,CF,R,CG"), 30, "jobs that were cancelled")
+            wait_until(lambda: not self.jobs("PD,CF,R,CG"), 60, "jobs that were cancelled")
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in reversed(self._daemons):

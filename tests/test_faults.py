@@ -1,6 +1,7 @@
 """Everything that breaks, in every stage: the same bytes in the end, or an error that says what.
 
-A run is held in the middle of a stage, in a task that is under way; then something is broken.
+A run is held in the middle of a stage, in a task that is under way; then something is broken. What
+breaks in jobs of a batch system is in `test_fault_jobs`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,7 @@ import os
 import shutil
 import signal
 import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,150 +20,28 @@ import numpy as np
 import pytest
 import zarr
 from distributed import Client, LocalCluster
+from faults import (  # noqa: F401
+    OOM,
+    Cell,
+    Flaky,
+    Holding,
+    cell_of_the_matrix,
+    chunks,
+    everywhere,
+    expected,
+    inputs,
+)
 from killing import PROCESSES, tree
-from slurm import Slurm, wait_until
-from test_resume import call, expected, inputs, send  # noqa: F401
-from zarr.storage import LocalStore, WrapperStore
+from slurm import wait_until
+from test_resume import send
+from zarr.storage import LocalStore
 
 import topo_dask
-from topo_dask.cluster import ClusterOptions, RunningCluster, start
-from topo_dask.errors import DamagedFile, InvalidData, InvalidType, TaskFailed, TopoError
+from topo_dask.errors import DamagedFile, InvalidData, InvalidType, TaskFailed
 from topo_dask.run.execute import Engine, open_engine
+from topo_dask.storage import create_array
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals")
-
-ROOT = Path(__file__).resolve().parents[1]
-# The run, the stage in its ledger, and the options that the stage needs.
-STAGES: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "table": ("flows", "table", {}),
-    "flows": ("flows", "flows", {}),
-    "fuse": ("flows", "fuse", {"overlap": 4}),
-    "track": ("segment", "track", {}),
-    "merge": ("segment", "cells", {}),
-    "relabel": ("segment", "labels", {}),
-}
-OOM = 400 * 2**20
-"""Bytes of a worker's memory limit, where it is to run out of it."""
-
-
-# ------------------------------------------------------------------------------ holding a stage
-
-
-@dataclass(frozen=True)
-class Held:
-    """A block function that waits, once, in one of its calls; or runs out of memory there."""
-
-    function: Callable[[Any], Any]
-    folder: Path
-    greedy: bool = False
-
-    def __call__(self, item: Any) -> Any:
-        if len(list(self.folder.glob("done-*"))) >= 3:
-            with contextlib.suppress(FileExistsError), (self.folder / "held").open("x") as file:
-                file.write(str(os.getpid()))
-                file.flush()
-                self._wait()
-        result = self.function(item)
-        (self.folder / f"done-{time.monotonic_ns()}-{os.getpid()}").touch()
-        return result
-
-    def _wait(self) -> None:
-        taken = []
-        until = time.monotonic() + 100
-        while not (self.folder / "go").exists():
-            if self.greedy:
-                taken.append(np.ones(OOM // 20, np.uint8))
-            assert time.monotonic() < until
-            time.sleep(0.02)
-
-
-class Holding(Engine):
-    """Another engine, which holds a stage."""
-
-    def __init__(self, inner: Engine, stage: str, folder: Path, *, greedy: bool = False) -> None:
-        super().__init__(inner.name, inner.slots)
-        self.inner, self.stage, self.folder, self.greedy = inner, stage, folder, greedy
-
-    def _completed(self, function: Any, items: Any) -> Iterator[Any]:
-        return self.inner._completed(function, items)
-
-    def run(self, stage: str, function: Any, items: Any, **options: Any) -> Iterator[Any]:
-        held = Held(function, self.folder, self.greedy) if stage == self.stage else function
-        return self.inner.run(stage, held, items, **options)
-
-
-def chunks(files: dict[str, bytes]) -> dict[str, bytes]:
-    """All bytes of an array; its metadata tell which input it is made of."""
-    return {name: content for name, content in files.items() if name[-9:] != "zarr.json"}
-
-
-class Cell:
-    """A cell of the matrix: a run that is held in a stage."""
-
-    def __init__(
-        self, stage: str, sources: dict[str, Path], folder: Path, known: Any, **options: Any
-    ) -> None:
-        self.run, self.stage, more = STAGES[stage]
-        # An input of its own, which may be broken.
-        self.source = folder / "input.zarr"
-        shutil.copytree(sources[self.run], self.source)
-        self.inputs: dict[str, Any] = {self.run: self.source}
-        self.out, self.folder = folder / "out" / "out.zarr", folder
-        self.options = {**more, **options}
-        self.expected = chunks(known(self.run, **more))
-        self.error: BaseException | None = None
-
-    def call(self, **options: Any) -> None:
-        call(self.run, self.inputs, self.out, **{**self.options, **options})
-
-    def held(self, engine: Engine, break_it: Callable[[int], None], *, greedy: bool = False) -> Any:
-        """Run until the stage is held in some process, break something, and let it go on."""
-
-        def work() -> None:
-            try:
-                self.call(cluster=Holding(engine, self.stage, self.folder, greedy=greedy))
-            except BaseException as error:
-                self.error = error
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        mark = self.folder / "held"
-        try:
-            wait_until(
-                lambda: (mark.exists() and mark.read_text()) or not thread.is_alive(), 240, "held"
-            )
-            assert thread.is_alive(), self.error
-            break_it(int(mark.read_text()))
-        finally:
-            (self.folder / "go").touch()
-            thread.join()
-        return self.error
-
-    def check(self, **options: Any) -> None:
-        """The result is there to the byte, at once or when the run goes on."""
-        if self.error is not None:
-            assert isinstance(self.error, TopoError), self.error
-            assert not self.out.exists()
-            self.call(resume=True, cluster="sync", **options)
-        assert chunks(tree(self.out)) == self.expected
-        assert list(self.out.parent.iterdir()) == [self.out]
-
-
-@pytest.fixture
-def cell(
-    request: pytest.FixtureRequest,
-    inputs: dict[str, Path],  # noqa: F811
-    expected: Any,  # noqa: F811
-    tmp_path: Path,
-) -> Cell:
-    return Cell(request.param, inputs, tmp_path, expected)
-
-
-def everywhere(*quick: str) -> pytest.MarkDecorator:
-    """All stages; those that are not named only in `make test-all`."""
-    marks = {name: () if name in quick else (pytest.mark.slow,) for name in STAGES}
-    cells = [pytest.param(name, marks=marks[name], id=name) for name in STAGES]
-    return pytest.mark.parametrize("cell", cells, indirect=True)
 
 
 # ----------------------------------------------------------------------------- workers, drivers
@@ -236,54 +112,6 @@ def test_the_driver_ends(cell: Cell, number: signal.Signals) -> None:
     cell.check()
 
 
-# ----------------------------------------------------------------------------------------- Slurm
-
-
-def jobs_of_slurm(folder: Path, **more: Any) -> RunningCluster:
-    settings: dict[str, Any] = {"jobs": 2, "cores": 1, "memory": "1GB", "interface": "lo"}
-    lines = (f"export PYTHONPATH={ROOT}:{ROOT / 'tests'}",)
-    places = {"log_directory": str(folder / "logs"), "local_directory": str(folder / "local")}
-    return start(ClusterOptions("slurm", prologue=lines, **settings, **places, **more))
-
-
-@pytest.fixture(scope="module")
-def long_jobs(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    with jobs_of_slurm(tmp_path_factory.mktemp("jobs")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def short_jobs(slurm: Slurm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
-    more = {"walltime": "00:01:00", "lifetime": "none"}
-    with jobs_of_slurm(tmp_path_factory.mktemp("jobs"), **more) as running:
-        yield running
-
-
-def _job_of(pid: int) -> str:
-    pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next(p.split(b"=")[1].decode() for p in pairs if p.startswith(b"SLURM_JOB_ID="))
-
-
-@everywhere()
-def test_a_slurm_job_is_cancelled(cell: Cell, slurm: Slurm, long_jobs: RunningCluster) -> None:
-    with open_engine(long_jobs) as engine:
-        assert cell.held(engine, lambda pid: slurm.cancel(_job_of(pid))) is None
-    cell.check()
-
-
-@everywhere()
-@pytest.mark.timeout(300)
-def test_a_slurm_job_hits_its_walltime(
-    cell: Cell, slurm: Slurm, short_jobs: RunningCluster
-) -> None:
-    def ended(pid: int) -> None:
-        wait_until(lambda: not Path(f"/proc/{pid}").exists(), 95, "Slurm ends the job")
-
-    with open_engine(short_jobs) as engine:
-        assert cell.held(engine, ended) is None
-    cell.check()
-
-
 # ----------------------------------------------------------------------------------------- disks
 
 
@@ -334,34 +162,6 @@ def test_a_disk_is_full(cell: Cell, where: str, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------- stores
 
 
-class Flaky(WrapperStore[LocalStore]):
-    """A store that fails while a file says so: as often as that has lines."""
-
-    def __init__(self, store: LocalStore, order: str) -> None:
-        super().__init__(store)
-        self.order = order
-
-    def __reduce__(self) -> Any:
-        return Flaky, (self._store, self.order)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Flaky) and self._store == other._store
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def _with_store(self, store: LocalStore) -> Flaky:
-        return Flaky(store, self.order)
-
-    async def get(self, key: str, *arguments: Any, **options: Any) -> Any:
-        path = Path(self.order)
-        if path.exists() and not key.endswith((".json", ".zarray", ".zattrs")):
-            often = path.read_text()
-            if often != "for ever":
-                path.unlink()
-            raise ConnectionResetError(errno.ECONNRESET, "the store is not there")
-        return await super().get(key, *arguments, **options)
-
-
 @everywhere("flows", "track")
 @pytest.mark.parametrize("often", ["once", "for ever"])
 def test_a_store_fails(cell: Cell, often: str, tmp_path: Path) -> None:
@@ -377,6 +177,49 @@ def test_a_store_fails(cell: Cell, often: str, tmp_path: Path) -> None:
         assert isinstance(cell.error, TaskFailed)
         assert "the store is not there" in str(cell.error)
     order.unlink(missing_ok=True)
+    cell.check()
+
+
+class Away:
+    """Files that cannot be opened for a while, as when the server of a network folder is gone."""
+
+    def __init__(self, aside: Path) -> None:
+        self.aside, self.files = aside, list[Path]()
+        aside.mkdir()
+
+    def take(self, files: list[Path]) -> None:
+        self.files = files
+        for number, path in enumerate(files):
+            path.rename(self.aside / str(number))
+            path.symlink_to(path.name)  # to itself
+
+    def bring_back(self) -> None:
+        for number, path in enumerate(self.files):
+            if path.is_symlink():
+                os.replace(self.aside / str(number), path)
+
+
+@everywhere("merge")
+@pytest.mark.parametrize("often", ["once", "for ever"])
+def test_a_scratch_store_fails(cell: Cell, often: str, tmp_path: Path) -> None:
+    """What the later stages read are files that earlier ones wrote."""
+    away, failures = Away(tmp_path / "aside"), list[int]()
+
+    def failed() -> None:
+        failures.append(1)
+        if often == "once":
+            away.bring_back()
+
+    work = cell.out.with_name("out.zarr.work")
+    with open_engine("sync") as engine:
+        cell.held(engine, lambda _: away.take(scratch_files(work)), failed=failed)
+    assert failures
+    if often == "once":
+        assert cell.error is None
+    else:
+        assert isinstance(cell.error, TaskFailed)
+        assert os.strerror(errno.ELOOP) in str(cell.error)
+    away.bring_back()
     cell.check()
 
 
@@ -465,3 +308,89 @@ def test_nan_in_one_block(cell: Cell) -> None:
         assert cell.error is None
     array[...] = before
     cell.check()
+
+
+# ------------------------------------------------------------ tiles that are fused from stores
+
+
+class Tiles(Cell):
+    """Tiles of flow anywhere: where they are fused, stores are read."""
+
+    def __init__(self, folder: Path) -> None:
+        self.stage, self.folder, self.options = "fuse", folder, {}
+        self.out, self.error = folder / "out" / "out.zarr", None
+        self.places = [np.array(at) * 7.5 for at in np.ndindex(2, 3, 2)]
+        rng = np.random.default_rng(0)
+        self.tiles: list[Any] = []
+        for number in range(len(self.places)):
+            tile = create_array(folder / f"{number}.zarr", (3, 10, 10, 10), (3, 10, 10, 10), "f4")
+            tile[...] = rng.normal(size=tile.shape)
+            self.tiles.append(tile)
+        self.expected: dict[str, bytes] = {}
+
+    def call(self, **options: Any) -> Any:
+        more = {"vector": True, "blocks": 8, "cluster": "sync", **options}
+        return topo_dask.fuse_mosaic(self.tiles, self.places, output=self.out, **more)
+
+
+@pytest.fixture
+def tiles(tmp_path: Path) -> Tiles:
+    cell = Tiles(tmp_path)
+    cell.call()
+    cell.expected = chunks(tree(cell.out))
+    shutil.rmtree(cell.out)
+    return cell
+
+
+@pytest.mark.parametrize("often", ["once", "for ever"])
+def test_the_store_of_a_tile_fails(tiles: Tiles, often: str, tmp_path: Path) -> None:
+    order = tmp_path / "order"
+    stores = [Flaky(LocalStore(Path(str(tile.store.root))), str(order)) for tile in tiles.tiles]
+    tiles.tiles = [zarr.open_array(store, mode="r") for store in stores]
+    with open_engine("sync") as engine:
+        tiles.held(engine, lambda _: order.write_text(often) and None)
+    if often == "once":
+        assert tiles.error is None
+    else:
+        assert isinstance(tiles.error, TaskFailed)
+        assert "stage fuse, block [" in str(tiles.error)
+        assert "the store is not there (tile " in str(tiles.error)
+    order.unlink(missing_ok=True)
+    tiles.check()
+
+
+def test_a_chunk_of_a_tile_is_cut(tiles: Tiles, tmp_path: Path) -> None:
+    files = [
+        p for n in range(len(tiles.tiles)) for p in (tmp_path / f"{n}.zarr").rglob("c/*/*/*/*")
+    ]
+    whole = {path: (path.read_bytes(), path.stat()) for path in files}
+
+    def cut(_: int) -> None:
+        for path in files:
+            os.truncate(path, path.stat().st_size // 2)
+
+    with open_engine("sync") as engine:
+        tiles.held(engine, cut)
+    assert isinstance(tiles.error, InvalidData)
+    assert "tile " in str(tiles.error)
+    assert "cut short" in str(tiles.error)
+    for path, (content, known) in whole.items():
+        path.write_bytes(content)
+        os.utime(path, ns=(known.st_atime_ns, known.st_mtime_ns))
+    tiles.check()
+
+
+def test_nan_in_a_tile(tiles: Tiles, tmp_path: Path) -> None:
+    """It stays where it is, and what is made of the fused flow says where that is."""
+    whole = tiles.call().array[...]
+    shutil.rmtree(tiles.out)
+    tiles.tiles[5][0, 4, 5, 5] = np.nan
+    spoilt = tiles.call()
+    found = spoilt.array[...]
+    bad = np.isnan(found).any(axis=0)
+    assert 0 < bad.sum() <= 8
+    np.testing.assert_array_equal(found[:, ~bad], whole[:, ~bad])
+    first = ", ".join(map(str, np.argwhere(bad)[0]))
+    with pytest.raises(InvalidData, match="nan") as caught:
+        topo_dask.segment(spoilt.array, tmp_path / "labels.zarr", cluster="sync", blocks=64)
+    assert first in str(caught.value)

@@ -18,7 +18,7 @@ from slurm import Slurm, wait_until
 
 import topo_dask
 from topo_dask.cluster import ClusterOptions, start
-from topo_dask.errors import BackendUnavailable
+from topo_dask.errors import BackendUnavailable, TaskFailed
 from topo_dask.run.execute import open_engine
 from topo_dask.storage import create_array
 from topo_dask.testing import synthetic_tissue
@@ -156,17 +156,6 @@ def test_as_many_jobs_as_there_is_work_for(slurm: Slurm, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_walltime_is_survived(slurm: Slurm, tmp_path: Path) -> None:
-    """Jobs that the batch system ends, as their workers do not leave in time."""
-    made = options(tmp_path, jobs=2, walltime="00:01:00", lifetime="none")
-    with all_gone(slurm), start(made) as running, open_engine(running) as engine:
-        assert len(list(engine.run("sleep", time.sleep, [4.0] * 50))) == 50
-        assert running.jobs is not None
-        assert running.jobs.lost >= 2
-
-
-@pytest.mark.slow
 def test_workers_leave_and_come_again(slurm: Slurm, tmp_path: Path) -> None:
     made = options(tmp_path, jobs=2, lifetime="10 s")
     with all_gone(slurm), start(made) as running, open_engine(running) as engine:
@@ -191,6 +180,7 @@ def command(labels: Path, out: Path, folder: Path, *more: str) -> list[str]:
     [
         (signal.SIGINT, 1, 15),
         (signal.SIGTERM, 128 + signal.SIGTERM, 15),
+        (signal.SIGHUP, 128 + signal.SIGHUP, 15),
         (signal.SIGKILL, -signal.SIGKILL, 60),  # the workers notice by themselves
     ],
 )
@@ -221,6 +211,16 @@ def test_no_job_is_left_of_a_driver_that_ends(
     assert (made.array[...] == alone.array[...]).all()
 
 
+def test_no_job_is_left_of_a_run_that_fails(slurm: Slurm, tmp_path: Path) -> None:
+    with (
+        all_gone(slurm),
+        pytest.raises(TaskFailed, match="invalid literal"),
+        start(options(tmp_path, jobs=2)) as running,
+        open_engine(running) as engine,
+    ):
+        list(engine.run("numbers", int, ["1", "one"]))
+
+
 @pytest.mark.slow
 def test_the_demo_on_slurm_makes_the_labels_of_a_machine_alone(
     slurm: Slurm, tmp_path: Path
@@ -242,8 +242,12 @@ def test_the_demo_on_slurm_makes_the_labels_of_a_machine_alone(
         )
         out = tmp_path / "a" / "flows.zarr"
         wait_until(lambda: lines_of(out, "flows") >= 2 or driver.poll() is not None, 90, "blocks")
-        running = sorted(slurm.jobs("R"))
-        slurm.cancel(running[0])
+        wait_until(lambda: len(slurm.jobs("R")) == 2 or driver.poll() is not None, 30, "two jobs")
+        cancelled = sorted(slurm.jobs("R"))[0]
+        slurm.cancel(cancelled)
+        wait_until(lambda: cancelled not in slurm.jobs("R"), 30, "a job that is cancelled")
+        assert driver.poll() is None
+        assert "JobState=CANCELLED" in slurm.call("scontrol", "show", "job", cancelled)
         shown, _ = driver.communicate(timeout=300)
         assert driver.returncode == 0, shown
     assert "slurm jobs; dashboard: http://127.0.0.1:" in shown

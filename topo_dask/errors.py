@@ -5,7 +5,18 @@ Every message names the argument, what came, what is allowed and what to do.
 
 from __future__ import annotations
 
+import errno
+from gzip import BadGzipFile
 from typing import Any
+
+FOR_GOOD = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EFBIG, errno.ENAMETOOLONG),
+)
+"""Errors of a file system that a second try does not mend."""
+
+STORES = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "obstore", "requests", "s3fs")
+"""Libraries whose errors are those of a store far away."""
 
 
 class TopoError(Exception):
@@ -126,3 +137,20 @@ class DeviceMemoryError(TopoError, MemoryError):
 
 class TightMemory(UserWarning):
     """A worker's memory comes near its limit in some stage."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether an error is one of a store that may be gone at a second try.
+
+    Examples
+    --------
+    >>> may_pass(ConnectionResetError()), may_pass(FileNotFoundError(2, "gone"))
+    (True, False)
+    """
+    if isinstance(error, TopoError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno not in FOR_GOOD and not isinstance(
+            error, (FileNotFoundError, BadGzipFile)
+        )
+    return type(error).__module__.split(".")[0] in STORES

@@ -7,6 +7,7 @@ was there before.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -42,6 +43,7 @@ from topo_dask.errors import (
     OutputNotWritable,
     RunInProgress,
     TopoError,
+    may_pass,
 )
 
 AnyArray: TypeAlias = zarr.Array[Any]
@@ -1090,6 +1092,8 @@ def load_table(
             "table", _name(path), "the path of a table", "Run the stage that makes it."
         ) from error
     except Exception as error:  # a damaged archive may raise anything
+        if may_pass(error) and getattr(error, "errno", None) not in (None, errno.EINVAL):
+            raise  # of the disk, not of the file
         raise InvalidData(
             "table",
             f"{_name(path)}, which is damaged ({error})",

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from topo_dask.config import BACKENDS, choice
-from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
+from topo_dask.errors import InvalidArgument, InvalidData, InvalidType, may_pass
 from topo_dask.graph.alive import fast_to_slow, spans
 from topo_dask.graph.blocks import Source, assemble
 from topo_dask.graph.parts import made_of_halves
@@ -588,6 +588,9 @@ def _read(tile: PlacedTile, source: Any, read: Box, settings: MosaicSettings) ->
     try:
         values = np.asarray(source[(*before, *inside)])
     except Exception as error:  # whatever a store, a codec or a damaged file may raise
+        if may_pass(error):
+            error.add_note(f"tile {tile.number}")
+            raise
         raise InvalidData(
             f"tile {tile.number}",
             f"{type(error).__name__}: {error}",

@@ -8,7 +8,6 @@ task returns is small, the voxels stay on disk.
 from __future__ import annotations
 
 import concurrent.futures as cf
-import errno
 import heapq
 import itertools
 import multiprocessing
@@ -25,7 +24,7 @@ from typing import Any, NoReturn
 from distributed import Client, as_completed, get_client
 from distributed.protocol.pickle import dumps
 
-from topo_dask.errors import InvalidArgument, TaskFailed, TopoError
+from topo_dask.errors import InvalidArgument, TaskFailed, TopoError, may_pass
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.run.bundles import Bundle, Outcome, Packed, Sizes
 from topo_dask.run.cluster import RunningCluster, start
@@ -41,15 +40,6 @@ WINDOW = 3
 
 TRIES = 3
 """How often a task is tried whose store fails: what the network breaks may work again."""
-
-FOR_GOOD = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EFBIG, errno.ENAMETOOLONG),
-)
-"""Errors of a file system that a second try does not mend."""
-
-STORES = ("aiobotocore", "aiohttp", "botocore", "fsspec", "gcsfs", "obstore", "requests", "s3fs")
-"""Libraries whose errors are those of a store far away."""
 
 
 @dataclass(frozen=True)
@@ -222,27 +212,13 @@ class Engine(ABC):
                 self.recorder(bar.record())
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether an error is one of a store that may be gone at a second try.
-
-    Examples
-    --------
-    >>> may_pass(ConnectionResetError()), may_pass(FileNotFoundError(2, "gone"))
-    (True, False)
-    """
-    if isinstance(error, TopoError):
-        return False
-    if isinstance(error, OSError):
-        return error.errno not in FOR_GOOD and not isinstance(error, FileNotFoundError)
-    return type(error).__module__.split(".")[0] in STORES
-
-
 def _raise(error: BaseException, stage: str, item: Any) -> NoReturn:
     if isinstance(error, (TopoError, KeyboardInterrupt)):
         raise error  # with the cause that it has
+    notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
     raise TaskFailed(
         f"stage {stage}, {item}",
-        f"{type(error).__name__}: {error}",
+        f"{type(error).__name__}: {error}{notes}",
         "a task that ends",
         "Nothing was published. Finished blocks are kept: pass resume=True to go on from here.",
     ) from error

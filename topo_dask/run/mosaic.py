@@ -14,7 +14,14 @@ from typing import Any
 import numpy as np
 import zarr
 
-from topo_dask.errors import InputNotFound, InvalidArgument, InvalidData, InvalidType, TopoError
+from topo_dask.errors import (
+    InputNotFound,
+    InvalidArgument,
+    InvalidData,
+    InvalidType,
+    TopoError,
+    may_pass,
+)
 from topo_dask.graph.alive import measured_alive, planned_alive
 from topo_dask.graph.mosaic import (
     MosaicBlocks,
@@ -109,6 +116,9 @@ def check_files(task: CheckTask) -> list[str]:
             for piece in _pieces(source):
                 np.asarray(source[piece.slices])
         except Exception as error:  # whatever a codec may raise
+            if may_pass(error):
+                error.add_note(f"tile {number} ({_called(source)})")
+                raise
             wrong.append(f"tile {number} ({_called(source)}): {type(error).__name__}: {error}")
     return wrong
 
