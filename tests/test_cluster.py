@@ -143,6 +143,8 @@ EXPECTED: dict[str, list[str]] = {
         "#SBATCH --mem=8G",
         "#SBATCH -t 26:00:00",
         "#SBATCH --no-requeue",
+        "#SBATCH -e LOGS/cells-%J.err",
+        "#SBATCH -o LOGS/cells-%J.out",
         "#SBATCH --one=1",
     ],
     "pbs": [
@@ -151,6 +153,8 @@ EXPECTED: dict[str, list[str]] = {
         "#PBS -A lab",
         "#PBS -l select=1:ncpus=4:mem=7630MB",
         "#PBS -l walltime=26:00:00",
+        "#PBS -e LOGS/",
+        "#PBS -o LOGS/",
         "#PBS --one=1",
     ],
     "lsf": [
@@ -159,7 +163,10 @@ EXPECTED: dict[str, list[str]] = {
         '#BSUB -P "lab"',
         "#BSUB -n 4",
         '#BSUB -R "span[hosts=1]"',
+        "#BSUB -M 8000000",
         "#BSUB -W 26:00",
+        "#BSUB -e LOGS/WORKER-%J.err",
+        "#BSUB -o LOGS/WORKER-%J.out",
         "#BSUB --one=1",
     ],
     "sge": [
@@ -167,6 +174,9 @@ EXPECTED: dict[str, list[str]] = {
         "#$ -q long",
         "#$ -P lab",
         "#$ -l h_rt=26:00:00",
+        "#$ -cwd",
+        "#$ -e LOGS/",
+        "#$ -o LOGS/",
         "#$ --one=1",
     ],
     "oar": [
@@ -174,10 +184,16 @@ EXPECTED: dict[str, list[str]] = {
         "#OAR -q long",
         "#OAR --project lab",
         "#OAR -l /nodes=1/core=4,walltime=26:00:00",
+        "#OAR -O LOGS/%jobid%.out",
+        "#OAR -E LOGS/%jobid%.err",
         "#OAR --one=1",
     ],
     "htcondor": [
         "RequestCpus = MY.DaskWorkerCores",
+        "RequestMemory = floor(MY.DaskWorkerMemory / 1048576)",
+        "RequestDisk = floor(MY.DaskWorkerDisk / 1024)",
+        "LogDirectory = LOGS",
+        "Error = $(LogDirectory)/worker-$F(MY.JobId).err",
         "MY.DaskWorkerCores = 4",
         "MY.DaskWorkerMemory = 8000000000",
         "MY.DaskWorkerDisk = 2000000000",
@@ -199,7 +215,7 @@ def test_job_scripts_have_the_expected_directives(
     lines = text.splitlines()
     assert lines[0].startswith("#!")
     for line in EXPECTED[system]:
-        assert line in lines, text
+        assert line.replace("LOGS", f"{tmp_path}/topo-dask-logs") in lines, text
     assert text.count("--interface ib0") == 1
     worker = next(line for line in lines if "dask_worker" in line)
     assert "--nthreads 1 " in worker
@@ -269,6 +285,7 @@ def test_job_scripts_from_the_command_line_leave_nothing_in_the_users_folders(
     (site / "jobqueue.yaml").write_text("jobqueue:\n  here:\n    cores: 2\n    memory: 3GB\n")
     options = {"memory": "1GB", "cores": "1", "site": "here"}
     base = {**os.environ, "HOME": str(tmp_path / "home"), "PYTHONPATH": str(ROOT)}
+    base["CUPY_CACHE_DIR"] = str(tmp_path / "cupy")  # dask imports CuPy where it is
     base.pop("DASK_CONFIG", None)
 
     def run(pairs: list[str], **environment: str) -> subprocess.CompletedProcess[str]:

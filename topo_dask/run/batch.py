@@ -231,6 +231,10 @@ def _own_words(options: ClusterOptions, made: dict[str, Any]) -> None:
         directives.append("--no-requeue")
     if options.system == "oar":
         made.setdefault("memory_per_core_property_name", "not_applicable")
+        # dask-jobqueue leaves its logs in the working directory.
+        for option, long, end in (("-O", "--stdout", "out"), ("-E", "--stderr", "err")):
+            if not any(line.split("=")[0].split()[0] in (option, long) for line in directives):
+                directives.append(f"{option} {made['log_directory']}/%jobid%.{end}")
     made["job_extra_directives"] = directives
     made["job_script_prologue"] = [*made.get("job_script_prologue", []), *options.prologue]
 

@@ -7,6 +7,7 @@ task returns is small, the voxels stay on disk.
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures as cf
 import heapq
 import itertools
@@ -350,8 +351,13 @@ class DaskEngine(Engine):
         waiting: list[Any] = []
         try:
             for future in running:
-                waiting = [future]
-                yield _finished(flying.pop(future), sizes, items, self._outcomes(future))
+                if future.status in ("pending", "lost"):
+                    running.add(future)  # its worker is gone with the result: it is made again
+                    continue
+                waiting, sent = [future], flying[future]
+                found = self._outcomes(future)
+                del flying[future]
+                yield _finished(sent, sizes, items, found)
                 fill_window()
         finally:
             running.clear()
@@ -360,13 +366,14 @@ class DaskEngine(Engine):
 
     def _outcomes(self, future: Any) -> tuple[list[Outcome], Usage] | BaseException:
         """What a bundle gave, or why it gave nothing."""
-        if future.status == "finished":
+        try:
             found: tuple[list[Outcome], Usage] = future.result()
             return found
-        if future.status == "error":
-            error: BaseException = future.exception()
+        except (cf.CancelledError, asyncio.CancelledError):
+            lost = RuntimeError("the task was cancelled, or its scheduler was lost")
+            return self._trouble or lost
+        except Exception as error:
             return error
-        return self._trouble or RuntimeError("the task was cancelled, or its scheduler was lost")
 
 
 def _end_with_parent() -> None:
