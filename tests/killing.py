@@ -8,11 +8,9 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from topo_dask.run.execute import Engine
 
 Process = multiprocessing.process.BaseProcess
 
@@ -64,29 +62,6 @@ def wait_for(process: Process, reached: Callable[[], bool]) -> bool:
     return True
 
 
-def paced(
-    stage: str, blocks: int, function: Callable[..., Any], *args: Any, **options: Any
-) -> None:
-    """A call whose results of a stage come slowly after the first ones.
-
-    So it is caught at it, however busy the machine is. For a process of its own: it changes how
-    all engines work.
-    """
-    run = Engine.run
-
-    def slowly(self: Engine, name: str, *items: Any, **more: Any) -> Iterator[tuple[int, Any]]:
-        slow = name.endswith(Path(stage).name)
-        found = run(self, name, *items, **more)
-        with closing(found):  # type: ignore[type-var]
-            for number, result in enumerate(found):
-                time.sleep(0.1 * (slow and number >= blocks))
-                yield result
-        time.sleep(0.5 * slow)
-
-    Engine.run = slowly  # type: ignore[method-assign]
-    function(*args, **options)
-
-
 def killed_at(
     stage: str, blocks: int, out: Path, function: Callable[..., Any], *args: Any, **options: Any
 ) -> int:
@@ -96,7 +71,7 @@ def killed_at(
     if work.exists():
         shutil.copytree(work, before)
     for _ in range(10):
-        with process_of(paced, stage, blocks, function, *args, **options) as process:
+        with process_of(function, *args, **options) as process:
             wait_for(process, lambda: lines_of(out, stage) >= blocks)
             process.kill()
             process.join()
