@@ -196,11 +196,15 @@ def test_no_job_is_left_of_a_driver_that_ends(
             stderr=subprocess.PIPE,
             text=True,
         )
-        wait_until(lambda: lines_of(out, "flows") >= 2 or driver.poll() is not None, 90, "blocks")
-        assert driver.poll() is None
-        assert len(slurm.jobs()) == 2
-        driver.send_signal(number)
-        _, shown = driver.communicate(timeout=60)
+        try:
+            begun = lambda: lines_of(out, "flows") >= 2 or driver.poll() is not None  # noqa: E731
+            wait_until(begun, 240, "blocks")
+            assert driver.poll() is None
+            assert len(slurm.jobs()) == 2
+            driver.send_signal(number)
+            _, shown = driver.communicate(timeout=60)
+        finally:
+            driver.kill()
         assert driver.returncode == status, shown
     assert not out.exists()
     done = lines_of(out, "flows")
