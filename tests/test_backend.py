@@ -182,6 +182,7 @@ def test_plan_knows_the_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> N
     """A device just as large as the plan says computes nothing in parts; a smaller one does."""
     shape = (40, 40, 40)
     labels = np.ones(shape, np.uint16)
+    labels[20:] = 2  # one that fills the volume needs no sweep and no device
     flow = np.zeros((3, *shape), np.float32)
     monkeypatch.setenv("TOPO_DASK_GPU_DEVICE", "host")
     jobs: dict[str, Any] = {
