@@ -32,7 +32,8 @@ from topo_dask.run.execute import open_engine
 from topo_dask.storage import create_array
 
 TITLE = "A million blocks that compute nothing"
-EDGE = 2
+EDGE = 8
+"""Of a block in voxels: as with blocks of a usual size, only those that touch have close cells."""
 STOP = "stop"
 
 

@@ -1,6 +1,7 @@
 """Resuming a finished run: `flows` and `segment` of a real store of many tiny blocks, run again.
 
-The labels lie in blocks of --edge³ voxels, an instance in every few of them. Each job is run to
+Blocks have --edge³ voxels, an instance lies in every few of them; the labels are stored in larger
+chunks, and tracking reads no halo: so that making so many blocks takes minutes. Each job is run to
 the step that publishes its result, then with resume=True to the end: so every stage is looked up
 in its ledger and nothing is computed; then with resume=True once more, when the result is there.
 """
@@ -26,6 +27,8 @@ from topo_dask.storage import Output, create_array
 
 TITLE = "Resuming a finished run"
 WANTED_S = 5.0
+CHUNK = 32
+"""Edge of the chunks of the labels."""
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -40,12 +43,12 @@ def arguments() -> argparse.ArgumentParser:
 def write(path: Path, side: int, edge: int) -> None:
     """Labels of side³ blocks: balls, one in every 3³ blocks."""
     length = side * edge
-    labels = create_array(path, (length,) * 3, (edge,) * 3, "uint32")
+    labels = create_array(path, (length,) * 3, (min(length, CHUNK),) * 3, "uint32")
     place = np.arange(length) // (3 * edge)
     apart = (np.arange(length) % (3 * edge) - 1.5 * edge) ** 2
     count = int(place[-1]) + 1
-    for z in range(0, length, edge):
-        some = slice(z, z + edge)
+    for z in range(0, length, CHUNK):
+        some = slice(z, z + CHUNK)
         inside = apart[some, None, None] + apart[:, None] + apart < (1.2 * edge) ** 2
         ids = 1 + (place[some, None, None] * count + place[:, None]) * count + place
         labels[some] = np.where(inside, ids, 0).astype(np.uint32)
@@ -88,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> int:
         labels = folder / "labels.zarr"
         write(labels, side, parsed.edge)
         shared = {"blocks": parsed.edge, "cluster": parsed.cluster}
-        few = {**shared, "n_steps": 8, "foreground": labels, "min_size": 1}
+        few = {**shared, "n_steps": 8, "foreground": labels, "min_size": 1, "halo": 0}
         for name, source, options in (
             ("flows", labels, {**shared, "n_iter": 4}),
             ("segment", folder / "out" / "flows.zarr", few),
