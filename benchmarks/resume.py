@@ -91,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> int:
         labels = folder / "labels.zarr"
         write(labels, side, parsed.edge)
         shared = {"blocks": parsed.edge, "cluster": parsed.cluster}
-        few = {**shared, "n_steps": 8, "foreground": labels, "min_size": 1, "halo": 0}
+        few = {**shared, "n_steps": 2, "foreground": labels, "min_size": 1, "halo": 0}
         for name, source, options in (
             ("flows", labels, {**shared, "n_iter": 4}),
             ("segment", folder / "out" / "flows.zarr", few),
