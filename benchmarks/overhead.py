@@ -42,6 +42,7 @@ from topo_dask.storage import create_array, open_array
 
 TITLE = "Cost of being distributed"
 WANTED = 1.3
+SPENT = ("kernels", "codec")
 JOBS = ("flows", "segment")
 TINY = (8, 8, 8)
 """Blocks of the run that warms the workers up: many, so that each gets some."""
@@ -119,7 +120,7 @@ def _clocked(function: Callable[..., Any], spent: dict[str, float], kind: str) -
 @contextmanager
 def parts() -> Iterator[dict[str, float]]:
     """Seconds spent in the kernels, and in reading and writing zarr arrays, in this process."""
-    spent = {"kernels": 0.0, "codec": 0.0}
+    spent = dict.fromkeys(SPENT, 0.0)
     targets: list[tuple[Any, str, str]] = [(cpu, name, "kernels") for name in cpu.__all__]
     targets += [(Kernels, name, "kernels") for name in vars(Kernels) if name[0] != "_"]
     targets += [(zarr.Array, name, "codec") for name in ("__getitem__", "__setitem__")]
@@ -217,21 +218,27 @@ def measure(
 # ── tables ───────────────────────────────────────────────────────────────────────────────────
 
 
-def costs(pairs: list[tuple[Measured, Measured]], workers: int) -> list[str]:
-    """A column of the table: medians of one job."""
+def costs(pairs: list[tuple[Measured, Measured]], workers: int) -> list[float]:
+    """Seconds of one job, medians: by the clock; own, kernels, codec, of both sides."""
 
     def median(side: int, seconds: Callable[[Measured], float]) -> float:
         return statistics.median(seconds(pair[side]) for pair in pairs) / workers
 
-    wall = statistics.median(run.seconds for run, _ in pairs)
-    column = [f"{wall:.2f}"]
+    seconds = [statistics.median(run.seconds for run, _ in pairs)]
     for side in (0, 1):
-        own = median(side, lambda run: run.own)
-        kernels = median(side, lambda run: run.clock.spent["kernels"])
-        codec = median(side, lambda run: run.clock.spent["codec"])
-        column += [f"{s:.2f}" for s in (own, kernels, codec, own - kernels - codec)]
-        column.append(f"{wall / (kernels + codec):.2f}")
-    return column
+        seconds.append(median(side, lambda run: run.own))
+        seconds += [median(side, lambda run, of=of: run.clock.spent[of]) for of in SPENT]
+    return seconds
+
+
+def column(seconds: Sequence[float]) -> list[str]:
+    """A column of the table."""
+    wall, *sides = seconds
+    cells = [f"{wall:.2f}"]
+    for own, kernels, codec in (sides[:3], sides[3:]):
+        cells += [f"{s:.2f}" for s in (own, kernels, codec, own - kernels - codec)]
+        cells.append(f"{wall / (kernels + codec):.2f}")
+    return cells
 
 
 def cost_table(found: dict[str, list[tuple[Measured, Measured]]], workers: int) -> str:
@@ -247,8 +254,11 @@ def cost_table(found: dict[str, list[tuple[Measured, Measured]]], workers: int) 
             "- of it scratch files and the rest",
             ratio,
         ]
-    columns = [costs(pairs, workers) for pairs in found.values()]
-    return common.table(["", *found], list(zip(names, *columns, strict=True)))
+    jobs_s = [costs(pairs, workers) for pairs in found.values()]
+    columns = [
+        column(seconds) for seconds in (*jobs_s, [sum(s) for s in zip(*jobs_s, strict=True)])
+    ]
+    return common.table(["", *found, "both"], list(zip(names, *columns, strict=True)))
 
 
 def stage_table(found: dict[str, list[tuple[Measured, Measured]]], workers: int) -> str:
