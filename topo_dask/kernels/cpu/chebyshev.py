@@ -40,15 +40,15 @@ from topo_dask.kernels.cpu.rows import (
     recur_rows,
     recur_walled_rows,
 )
-from topo_dask.kernels.cpu.space import NEVER
+from topo_dask.kernels.cpu.space import NEVER, beside, write_images
 from topo_dask.kernels.cpu.sweep import (
-    CACHE_BYTES,
     FAR,
-    LEAST_STRIP,
     STEPS_PER_PASS,
     Layout,
+    strip_of,
+    wait_for_pass,
 )
-from topo_dask.kernels.cpu.turns import counters, reach, wait_for
+from topo_dask.kernels.cpu.turns import counters, reach
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import Starmap, ranges, serial, starmap
 
@@ -129,7 +129,7 @@ class Sums(NamedTuple):
 def _recur_rows(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any) -> None:
     """Bring some rows of a plane to a degree."""
     plane, first, end, degree = at
-    nz, ny, nx, stride, width = space.grid
+    grid, ny, width = space.grid, space.grid[1], space.grid[4]
     links, walls, rows = space.links, space.walls, space.rows
     total, kinds, factors, last = sums.total, sums.kinds, sums.factors, sums.last
     y = first
@@ -140,26 +140,10 @@ def _recur_rows(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any
             continue
         low, high = np.int64(rows[row, 1]), np.int64(rows[row, 2])
         walled = walls.size and rows[row, 3]
-        here = plane * stride + y * width
-        count = 1
-        if 0 < y < ny - 1:  # all that follow and are alike
-            while (
-                y + count < min(end, ny - 1)
-                and last[row + count] >= degree
-                and rows[row + count, 1] == low
-                and rows[row + count, 2] == high
-                and rows[row + count, 3] == rows[row, 3]
-            ):
-                count += 1
-        offsets = (
-            here,
-            here - stride if plane > 0 else here,
-            here + stride if plane < nz - 1 else here,
-            here - width if y > 0 else here,
-            here + width if y < ny - 1 else here,
-            stride,
-            degree // 2 * sums.kind_count,
-        )
+        count, most = np.int64(1), min(np.int64(rows[row, 4]), end - y)
+        while count < most and last[row + count] >= degree:
+            count += 1
+        offsets = (*beside(grid, plane, plane, y), degree // 2 * sums.kind_count)
         alike = count, width, low, high
         if degree % 2 and walled:
             recur_walled_rows(new, old, links, walls, offsets, alike, weights)
@@ -169,9 +153,7 @@ def _recur_rows(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any
             add_walled_rows(new, old, links, walls, total, kinds, factors, offsets, alike, weights)
         else:
             add_rows(new, old, links, walls, total, kinds, factors, offsets, alike, weights)
-        if nx < width:  # the image behind the last voxel
-            for image in range(here + nx, here + nx + count * width, width):
-                new[image] = new[image - 1]
+        write_images(new, grid, plane, plane, y, count)
         y += count
 
 
@@ -179,7 +161,7 @@ def _recur_rows(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any
 def _recur_planes(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: Any) -> None:
     """Bring some rows of `PLANES` planes to a degree, together where all of them go so far."""
     plane, first, end, degree = at
-    nz, ny, nx, stride, width = space.grid
+    grid, ny, width = space.grid, space.grid[1], space.grid[4]
     links, walls, rows = space.links, space.walls, space.rows
     total, kinds, factors, last = sums.total, sums.kinds, sums.factors, sums.last
     y = first
@@ -193,26 +175,14 @@ def _recur_planes(new: Any, old: Any, space: Any, sums: Any, at: Any, weights: A
             count = min(count, max(alike, np.int64(1)))
             low, high = min(low, np.int64(rows[row, 1])), max(high, np.int64(rows[row, 2]))
         if together:
-            here = plane * stride + y * width
-            top = here + (PLANES - 1) * stride
-            offsets = (
-                here,
-                here - stride if plane > 0 else here,
-                top + stride if plane + PLANES < nz else top,
-                here - width if y > 0 else here,
-                here + width if y < ny - 1 else here,
-                stride,
-                degree // 2 * sums.kind_count,
-            )
+            top = plane + PLANES - 1
+            offsets = (*beside(grid, plane, top, y), degree // 2 * sums.kind_count)
             these = count, width, low, high
             if degree % 2:
                 recur_planes(new, old, links, walls, offsets, these, weights)
             else:
                 add_planes(new, old, links, walls, total, kinds, factors, offsets, these, weights)
-            if nx < width:  # the images behind the last voxels
-                for begin in range(here + nx, top + nx + 1, stride):
-                    for image in range(begin, begin + count * width, width):
-                        new[image] = new[image - 1]
+            write_images(new, grid, plane, top, y, count)
         else:
             for one in range(plane, plane + PLANES):
                 _recur_rows(new, old, space, sums, (one, y, y + count, degree), weights)
@@ -228,15 +198,11 @@ def _recur_pass(
     even, odd = pair
     thread, done, before, from_there = turn
     fronts = -(-(nz + STEPS_PER_PASS - 1) // PLANES)
-    distance = -(-STEPS_PER_PASS // PLANES)
     strips = -(-(ny + STEPS_PER_PASS - 1) // strip)
     for number in range(strips):
         top = number * strip
         for front in range(fronts):
-            if before >= 0:
-                ahead = min(number + 1, strips - 1) * fronts
-                ahead += min(front + distance, fronts - 1)
-                wait_for(counts, before, from_there + ahead + 1)
+            wait_for_pass(counts, before, from_there, (number, strips, front, fronts))
             for step in range(degrees[1] - degrees[0]):
                 plane = front * PLANES - step
                 low, high = max(0, top - step), min(ny, top + strip - step)
@@ -262,9 +228,7 @@ def _recur(
     thread, threads = turns
     ny, width = space.grid[1], space.grid[4]
     row_bytes = 3 * (STEPS_PER_PASS + 2) * width * pair[0].itemsize
-    strip = max(LEAST_STRIP, CACHE_BYTES // row_bytes - STEPS_PER_PASS)
-    if strip < ny:  # not less than a strip lies between two threads
-        strip = max(LEAST_STRIP, min(strip, -(-ny // threads)))
+    strip = strip_of(row_bytes, ny, threads)
     for turn in range(thread, -(-degree // STEPS_PER_PASS), threads):
         here = turn * STEPS_PER_PASS
         before = (turn - 1) % threads if turn > 0 else -1

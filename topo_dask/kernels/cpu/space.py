@@ -34,6 +34,37 @@ class Space(NamedTuple):
 
 
 @compiled
+def beside(grid: Any, first: int, last: int, y: int) -> Any:
+    """Where a row of planes ``first`` to ``last`` begins, and the rows at its four sides.
+
+    Beyond the array lies the row itself, its image; then comes the way from plane to plane.
+    """
+    nz, ny, _, stride, width = grid
+    here = first * stride + y * width
+    top = last * stride + y * width
+    return (
+        here,
+        here - stride if first > 0 else here,
+        top + stride if last < nz - 1 else top,
+        here - width if y > 0 else here,
+        here + width if y < ny - 1 else here,
+        stride,
+    )
+
+
+@compiled
+def write_images(values: Any, grid: Any, first: int, last: int, y: int, count: Any) -> None:
+    """Write the images behind the last voxels of ``count`` rows of planes ``first`` to ``last``."""
+    _, _, nx, stride, width = grid
+    if nx == width:
+        return
+    for plane in range(first, last + 1):
+        begin = plane * stride + y * width + nx
+        for image in range(begin, begin + count * width, width):
+            values[image] = values[image - 1]
+
+
+@compiled
 def _link(local: Any, planes: Any, space: Any) -> None:
     """Set bit 0..5 (z-, z+, y-, y+, x-, x+) where that neighbour belongs to the same instance.
 

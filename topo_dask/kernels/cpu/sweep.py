@@ -28,7 +28,7 @@ from topo_dask.kernels.cpu.rows import (
     relax_rows,
     relax_walled_rows,
 )
-from topo_dask.kernels.cpu.space import NEVER, Space, space_of
+from topo_dask.kernels.cpu.space import NEVER, Space, beside, space_of, write_images
 from topo_dask.kernels.cpu.turns import counters, reach, wait_for
 from topo_dask.kernels.jit import compiled
 from topo_dask.kernels.parallel import Starmap, ranges, serial
@@ -126,7 +126,7 @@ def _advance_rows(
 ) -> None:
     """Advance some rows of a plane to a time."""
     plane, first, end, time, flush, grid = at
-    nz, ny, nx, stride, width = grid
+    ny, width = grid[1], grid[4]
     one = old.dtype.type
     scale = one(weights[0]), one(weights[1]), one(weights[2]), one(weights[3])
     y = first
@@ -138,15 +138,7 @@ def _advance_rows(
             continue
         low, high = np.int64(rows[row, 1]), np.int64(rows[row, 2])
         walled = walls.size and rows[row, 3]
-        here = plane * stride + y * width
-        offsets = (
-            here,
-            here - stride if plane > 0 else here,
-            here + stride if plane < nz - 1 else here,
-            here - width if y > 0 else here,
-            here + width if y < ny - 1 else here,
-            stride,
-        )
+        offsets = beside(grid, plane, plane, y)
         alike = count, width, low, high
         if walled and flush:
             flush_walled_rows(new, old, links, walls, offsets, alike, scale)
@@ -156,9 +148,7 @@ def _advance_rows(
             flush_rows(new, old, links, offsets, alike, scale)
         else:
             relax_rows(new, old, links, offsets, alike, scale)
-        if nx < width:  # the image behind the last voxel
-            for image in range(here + nx, here + nx + count * width, width):
-                new[image] = new[image - 1]
+        write_images(new, grid, plane, plane, y, count)
         y += count
 
 
@@ -171,7 +161,7 @@ def _advance_planes(
     Their spans may differ: what is outside a row's own is not linked with what is inside.
     """
     plane, first, end, time, flush, grid = at
-    nz, ny, nx, stride, width = grid
+    ny, width = grid[1], grid[4]
     one = old.dtype.type
     scale = one(weights[0]), one(weights[1]), one(weights[2]), one(weights[3])
     y = first
@@ -182,30 +172,41 @@ def _advance_planes(
             low, high = min(low, np.int64(rows[row, 1])), max(high, np.int64(rows[row, 2]))
             together &= rows[row, 0] < time and not rows[row, 3]
         if together:
-            here = plane * stride + y * width
-            last = here + (PLANES - 1) * stride
-            offsets = (
-                here,
-                here - stride if plane > 0 else here,
-                last + stride if plane + PLANES < nz else last,
-                here - width if y > 0 else here,
-                here + width if y < ny - 1 else here,
-                stride,
-            )
+            last = plane + PLANES - 1
+            offsets = beside(grid, plane, last, y)
             alike = count, width, low, high
             if flush:
                 flush_planes(new, old, links, offsets, alike, scale)
             else:
                 relax_planes(new, old, links, offsets, alike, scale)
-            if nx < width:  # the images behind the last voxels
-                for begin in range(here + nx, last + nx + 1, stride):
-                    for image in range(begin, begin + count * width, width):
-                        new[image] = new[image - 1]
+            write_images(new, grid, plane, last, y, count)
         else:
             for one_plane in range(plane, plane + PLANES):
                 these = (one_plane, y, y + count, time, flush, grid)
                 _advance_rows(old, new, links, walls, rows, these, weights)
         y += count
+
+
+@compiled
+def strip_of(row_bytes: int, ny: int, threads: int) -> int:
+    """How many rows a strip has, where those in work at one y take so many bytes."""
+    strip = max(LEAST_STRIP, CACHE_BYTES // row_bytes - STEPS_PER_PASS)
+    if strip < ny:  # not less than a strip lies between two threads
+        strip = max(LEAST_STRIP, min(strip, -(-ny // threads)))
+    return strip
+
+
+@compiled
+def wait_for_pass(counts: Any, before: int, from_there: int, at: Any) -> None:
+    """Wait until the pass before, of thread ``before``, has made what a front of a strip needs.
+
+    ``at`` is the strip, how many there are, and the same of the front; -1: no pass was before.
+    """
+    number, strips, front, fronts = at
+    if before >= 0:
+        ahead = min(number + 1, strips - 1) * fronts
+        ahead += min(front + -(-STEPS_PER_PASS // PLANES), fronts - 1)
+        wait_for(counts, before, from_there + ahead + 1)
 
 
 @compiled
@@ -228,15 +229,11 @@ def _advance_pass(
     steps = end - time
     thread, done, before, from_there = turn
     fronts = -(-(nz + STEPS_PER_PASS - 1) // PLANES)
-    distance = -(-STEPS_PER_PASS // PLANES)
     strips = -(-(ny + STEPS_PER_PASS - 1) // strip)
     for number in range(strips):
         top = number * strip
         for front in range(fronts):
-            if before >= 0:
-                ahead = min(number + 1, strips - 1) * fronts
-                ahead += min(front + distance, fronts - 1)
-                wait_for(counts, before, from_there + ahead + 1)
+            wait_for_pass(counts, before, from_there, (number, strips, front, fronts))
             for step in range(steps):
                 plane = front * PLANES - step
                 low, high = max(0, top - step), min(ny, top + strip - step)
@@ -271,9 +268,7 @@ def _advance(fields: Any, space: Any, weights: Any, span: Any, turns: Any, count
     first = 0
     for field in literal_unroll(fields):
         row_bytes = 2 * (STEPS_PER_PASS + 2) * width * field.even.itemsize
-        strip = max(LEAST_STRIP, CACHE_BYTES // row_bytes - STEPS_PER_PASS)
-        if strip < ny:  # not less than a strip lies between two threads
-            strip = max(LEAST_STRIP, min(strip, -(-ny // threads)))
+        strip = strip_of(row_bytes, ny, threads)
         for number in range(passes):
             turn = first + number
             if turn % threads == thread:
