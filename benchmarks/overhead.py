@@ -32,9 +32,9 @@ from unittest import mock
 
 import common
 import zarr
-from distributed import Client, LocalCluster
 
 import topo_dask
+from topo_dask.cluster import ClusterOptions
 from topo_dask.kernels import cpu
 from topo_dask.kernels.backends import Kernels
 from topo_dask.run.execute import Engine, open_engine
@@ -171,14 +171,9 @@ def jobs(labels: Path, folder: Path, engine: Engine, options: dict[str, Any]) ->
 @contextmanager
 def opened(workers: int | None) -> Iterator[Engine]:
     """The default local cluster, or one of so many workers."""
-    with ExitStack() as stack:
-        cluster: Any = "local"
-        if workers is not None:
-            local = LocalCluster(
-                n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=":0"
-            )
-            cluster = stack.enter_context(Client(stack.enter_context(local)))
-        yield stack.enter_context(open_engine(cluster))
+    cluster = "local" if workers is None else ClusterOptions("local", workers=workers, cores=1)
+    with open_engine(cluster) as engine:
+        yield engine
 
 
 def stored(source: Any, size: int | None, path: Path) -> Path:

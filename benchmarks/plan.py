@@ -13,7 +13,6 @@ import inspect
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,9 @@ from typing import Any
 import common
 import numpy as np
 import numpy.typing as npt
-from distributed import Client, LocalCluster
 
 import topo_dask
+from topo_dask.cluster import RunningCluster, start
 from topo_dask.plan.outline import Plan, readable_bytes
 from topo_dask.storage import create_array
 
@@ -44,18 +43,12 @@ def arguments() -> argparse.ArgumentParser:
     return made
 
 
-@contextmanager
-def worker() -> Iterator[Client]:
-    """A client of a cluster of one process."""
-    options: dict[str, Any] = {"n_workers": 1, "threads_per_worker": 1, "host": "127.0.0.1"}
-    with (
-        LocalCluster(dashboard_address="127.0.0.1:0", **options) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
+def worker() -> RunningCluster:
+    """A cluster of one process with one thread."""
+    return start("local", workers=1, cores=1)
 
 
-def peak_of(client: Client) -> int:
+def peak_of(cluster: RunningCluster) -> int:
     """The most that the worker process held so far."""
 
     def high_water() -> int:
@@ -64,7 +57,7 @@ def peak_of(client: Client) -> int:
                 return 1024 * int(line.split()[1])
         raise RuntimeError("this system does not say what a process held at most")
 
-    return max(client.run(high_water).values())
+    return max(cluster.client.run(high_water).values())
 
 
 @dataclass(frozen=True)
@@ -166,12 +159,12 @@ def three(tile: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def measure(case: Case, folder: Path) -> tuple[Plan, int]:
     """The plan of a job, and what its worker held at most."""
     run: Callable[..., Any] = getattr(topo_dask, case.job)
-    with worker() as client:
-        plan = topo_dask.plan(case.job, *case.given, cluster=client, sample=0, **case.options)
+    with worker() as cluster:
+        plan = topo_dask.plan(case.job, *case.given, cluster=cluster, sample=0, **case.options)
         output = folder / ("out.npz" if case.job == "instance_table" else "out")
         writes = "output" in inspect.signature(run).parameters
-        run(*case.given, **({"output": output} if writes else {}), cluster=client, **case.options)
-        measured = peak_of(client)
+        run(*case.given, **({"output": output} if writes else {}), cluster=cluster, **case.options)
+        measured = peak_of(cluster)
     if writes:
         shutil.rmtree(output) if output.is_dir() else output.unlink()
     return plan, measured
@@ -184,9 +177,9 @@ def main(words: Sequence[str] | None = None) -> int:
     with common.working_folder(parsed.folder) as folder:
         crop = common.crop(parsed.labels, parsed.size, parsed.at)
         make_inputs(parsed, folder, crop)
-        with worker() as client:
-            client.submit(topo_dask.run.execute.may_pass, OSError()).result()
-            idle = peak_of(client)
+        with worker() as cluster:
+            cluster.client.submit(topo_dask.run.execute.may_pass, OSError()).result()
+            idle = peak_of(cluster)
         for blocks in parsed.shape or BLOCKS:
             for case in (
                 *flow_cases(parsed, folder, blocks),

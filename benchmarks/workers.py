@@ -24,10 +24,10 @@ from typing import Any
 import common
 import numpy as np
 import numpy.typing as npt
-from distributed import Client, LocalCluster
 from overhead import Clock
 
 import topo_dask
+from topo_dask.cluster import start
 from topo_dask.grid import BlockGrid
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.run.execute import open_engine
@@ -91,12 +91,11 @@ def pin(core: int) -> None:
 
 def segmented(workers: int, parsed: argparse.Namespace, folder: Path) -> tuple[float, Clock, str]:
     """Seconds, stages and digest of a run on so many workers."""
-    options = {"host": "127.0.0.1", "dashboard_address": ":0"}
     with (
-        LocalCluster(n_workers=workers, threads_per_worker=1, **options) as cluster,
-        Client(cluster) as client,
-        open_engine(client) as engine,
+        start("local", workers=workers, cores=1) as cluster,
+        open_engine(cluster) as engine,
     ):
+        client = cluster.client
         if hasattr(os, "sched_setaffinity"):
             cores = sorted(os.sched_getaffinity(0))
             for n, address in enumerate(client.scheduler_info(n_workers=-1)["workers"]):

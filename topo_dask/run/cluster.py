@@ -14,13 +14,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, performance_report
+from distributed import Client, LocalCluster, Scheduler, SpecCluster, performance_report
 
 from topo_dask.errors import BackendUnavailable, InvalidArgument, TopoError
 from topo_dask.kernels.gpu.device import SHARE
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.run import batch
 from topo_dask.run.cluster_options import ClusterOptions, options_from
+from topo_dask.run.memory import KeepingNanny, environment_kept, watch_memory
 
 Say = Callable[[str], None]
 
@@ -162,11 +163,13 @@ def _opened(options: ClusterOptions, stack: ExitStack, say: Say) -> RunningClust
     if options.is_batch:
         return _reported(stack, _of_jobs(options, stack, say))
     if options.system in ("local", "gpu"):
+        stack.enter_context(environment_kept())
         with batch.other_port():
             made = local_workers(options) if options.system == "local" else gpu_workers(options)
         cluster = stack.enter_context(made)
         stack.enter_context(kept_up(cluster))
         client = stack.enter_context(Client(cluster, set_as_default=False))
+        watch_memory(client)
         what = "worker processes" if options.system == "local" else "GPUs, a worker process each"
         say(f"{len(cluster.workers)} {what}; dashboard: {cluster.dashboard_link}")
         return _reported(stack, RunningCluster(options, client, cluster.dashboard_link))
@@ -243,6 +246,7 @@ def local_workers(options: ClusterOptions) -> LocalCluster:
         dashboard_address=options.dashboard or free_dashboard(),
         local_directory=options.local_directory,
         security=batch.security_of(options),
+        worker_class=KeepingNanny,
         **_host(options),
         **limit,
     )
@@ -319,7 +323,7 @@ def gpu_workers(options: ClusterOptions) -> SpecCluster:
     shared |= {"security": security, **_host(options)}
     workers = {
         f"gpu-{name}": {
-            "cls": Nanny,
+            "cls": KeepingNanny,
             "options": {**shared, "env": {"CUDA_VISIBLE_DEVICES": name, SHARE: share}},
         }
         for name in gpus

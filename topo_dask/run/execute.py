@@ -30,6 +30,7 @@ from topo_dask.kernels.parallel import available_cores
 from topo_dask.run.bundles import Bundle, Outcome, Packed, Sizes
 from topo_dask.run.cluster import RunningCluster, start
 from topo_dask.run.cluster_options import POOLS, ClusterOptions
+from topo_dask.run.memory import keep_memory
 from topo_dask.run.progress import Display, Progress, Usage
 
 Cluster = Any
@@ -376,8 +377,12 @@ class DaskEngine(Engine):
             return error
 
 
-def _end_with_parent() -> None:
-    """Make a pool's process end when the one that began it is gone, also if that was killed."""
+def _begin_process() -> None:
+    """Make a pool's process keep its memory, and end with the one that began it.
+
+    Also if that was killed.
+    """
+    keep_memory()
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -459,5 +464,5 @@ def _opened(options: ClusterOptions, stack: ExitStack, display: Display | None) 
         pool = cf.ThreadPoolExecutor(workers)
     else:
         context = multiprocessing.get_context("spawn")
-        pool = cf.ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+        pool = cf.ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_process)
     return PoolEngine(options.system, stack.enter_context(pool), workers, display)
