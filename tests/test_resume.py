@@ -392,7 +392,7 @@ TRACK = {"track", *(f"track-{n}" for n in range(2, 40))}
         ("flows", {"blocks": (24, 6, 8)}, {"table", "facts", "flows"}),
         ("flows", {"zarr_format": 2}, {"flows"}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_a_changed_setting_does_again_what_it_touches(
     inputs: dict[str, Path],
