@@ -19,7 +19,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import topo_dask
-from topo_dask import storage
 from topo_dask.errors import (
     BackendUnavailable,
     InputIsGroup,
@@ -749,7 +748,7 @@ def test_stale_leftovers_that_cannot_be_removed_are_reported(
 ) -> None:
     output = Output(tmp_path / "out.zarr")
     fill(output)
-    monkeypatch.setattr(storage.shutil, "rmtree", lambda *args, **kwargs: None)
+    monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)
     with pytest.warns(RuntimeWarning, match="could not be removed"):
         output.publish()
 
