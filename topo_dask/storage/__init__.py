@@ -5,23 +5,18 @@ directory beside their final place and renamed when they are complete, so that a
 was there before.
 """
 
-from topo_dask.storage.output import (
-    MARK,
+from topo_dask.storage.arrays import (
     MAX_CHUNK,
-    RECORD,
     AnyArray,
-    Geometry,
-    Output,
-    Source,
     ZarrFormat,
     create_array,
-    load_table,
-    local_path,
-    open_array,
     output_chunks,
-    save_table,
-    voxel_geometry,
 )
+from topo_dask.storage.inputs import Source, open_array
+from topo_dask.storage.metadata import MARK, Geometry, voxel_geometry
+from topo_dask.storage.output import RECORD, Output
+from topo_dask.storage.paths import local_path
+from topo_dask.storage.tables import load_table, save_table
 
 __all__ = [
     "MARK",
