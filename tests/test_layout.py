@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "view": {"errors"},
     "testing": {"errors"},
     "demo": BELOW_RUN | {"run", "testing", "view"},
-    "cli": BELOW_RUN | {"demo", "run", "testing", "view"},
+    "cli": BELOW_RUN | {"cli", "demo", "run", "testing", "view"},
     "__main__": {"cli"},
     ROOT: BELOW_RUN | {"cluster", "run", "testing", "view"},
 }
@@ -44,7 +44,7 @@ ONLY_IN: dict[str, tuple[str, ...]] = {
     "cupy": ("kernels/gpu/",),
     "cupyx": ("kernels/gpu/",),
     "dask_jobqueue": ("run/batch.py",),
-    "click": ("cli.py", "__main__.py"),
+    "click": ("cli/",),
     "distributed": ("run/",),
     "matplotlib": ("view.py",),
     "onnxruntime": ("run/models.py",),

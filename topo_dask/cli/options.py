@@ -679,7 +679,3 @@ for _run in (
     compare,
 ):
     plan.add_command(_plan_of(_run))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
