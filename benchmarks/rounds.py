@@ -19,7 +19,8 @@ import numpy as np
 
 import topo_dask
 from topo_dask.config import FlowSettings
-from topo_dask.graph.context import ContextChoice, automatic_width, choose_context
+from topo_dask.graph.context import automatic_width
+from topo_dask.graph.context_or_rounds import ContextChoice, choose_context
 from topo_dask.grid import BlockGrid
 from topo_dask.storage import create_array
 

@@ -19,7 +19,8 @@ import topo_dask
 from topo_dask.config import FlowSettings
 from topo_dask.errors import InvalidArgument
 from topo_dask.graph.acceleration import shares_of
-from topo_dask.graph.context import choose_context, iterations_of
+from topo_dask.graph.context import iterations_of
+from topo_dask.graph.context_or_rounds import choose_context
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu, reference
 from topo_dask.kernels.cpu.chebyshev import walk_ends

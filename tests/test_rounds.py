@@ -14,7 +14,7 @@ from numpy.testing import assert_array_equal
 import topo_dask
 from topo_dask.config import FlowSettings
 from topo_dask.errors import InvalidArgument, InvalidType
-from topo_dask.graph.context import choose_context
+from topo_dask.graph.context_or_rounds import choose_context
 from topo_dask.grid import BlockGrid
 from topo_dask.kernels import cpu
 from topo_dask.run import rounds as module

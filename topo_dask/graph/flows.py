@@ -16,13 +16,8 @@ from topo_dask.graph.acceleration import applies, most_sweeps, shares_of
 from topo_dask.graph.annotated import lazily_pointed
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_labels, check_mask, check_same_shape, checked_origin
-from topo_dask.graph.context import (
-    anchors_of,
-    automatic_width,
-    context_region,
-    iterations_of,
-    most_in_rounds,
-)
+from topo_dask.graph.context import anchors_of, automatic_width, context_region, iterations_of
+from topo_dask.graph.context_or_rounds import most_in_rounds
 from topo_dask.graph.fuse import Tiling, tiling_of
 from topo_dask.graph.instances import instance_table
 from topo_dask.graph.parts import halves, joined

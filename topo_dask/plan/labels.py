@@ -10,7 +10,7 @@ from typing import Any
 
 from topo_dask.config import FlowSettings
 from topo_dask.graph.acceleration import explained
-from topo_dask.graph.context import FLOW_BYTES, STATE_BYTES, ContextChoice, choose_context
+from topo_dask.graph.context_or_rounds import FLOW_BYTES, STATE_BYTES, ContextChoice, choose_context
 from topo_dask.graph.device import device_memory_of_flow
 from topo_dask.graph.flows import memory_of_flow
 from topo_dask.graph.instances import INSTANCE_BYTES, VOXELS_PER_INSTANCE, memory_of_facts

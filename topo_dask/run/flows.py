@@ -19,7 +19,7 @@ from topo_dask.graph.annotated import (
     pointed_at,
 )
 from topo_dask.graph.check import check_labels, check_mask, check_same_shape, checked_origin
-from topo_dask.graph.context import (
+from topo_dask.graph.context_or_rounds import (
     ContextChoice,
     choose_context,
     choose_halo,
