@@ -38,14 +38,12 @@ from topo_dask.run.items import Each
 from topo_dask.run.job import Run
 from topo_dask.run.mail import Grouped, Mail, Pairs, collect
 from topo_dask.run.refine import measure_labels
+from topo_dask.run.together import column, in_few
 
 if TYPE_CHECKING:
     from topo_dask.run.segment import SegmentJob
 
 Int64 = npt.NDArray[np.int64]
-
-FAN_IN = 64
-"""Owners whose components are brought together in one file, where there are more than that."""
 
 
 @dataclass(frozen=True)
@@ -64,17 +62,6 @@ class MergeTask:
 
     def __str__(self) -> str:
         return f"block {self.core}"
-
-
-@dataclass(frozen=True)
-class TogetherTask:
-    """Components and edges of some owners, to be brought together."""
-
-    paths: tuple[Path, ...]
-    path: Path
-
-    def __str__(self) -> str:
-        return f"components in {self.path.name}"
 
 
 @dataclass(frozen=True)
@@ -154,7 +141,10 @@ def _load_owned(job: SegmentJob, owner: int) -> Owned:
 
 
 def edges_of_block(task: MergeTask) -> int:
-    """Stage edges: components of an owner, their edges to later owners; gives the edges' number."""
+    """Stage edges: components of an owner, their edges to later owners; gives the edges' number.
+
+    Edges are between numbers of components, see `topo_dask.graph.merge.OWNER_BITS`.
+    """
     job, region = task.job, task.core
     shape, own = job.grid.shape, _load_owned(job, task.block)
     roots, sizes = component_sizes(own)
@@ -170,25 +160,10 @@ def edges_of_block(task: MergeTask) -> int:
     return len(edges)
 
 
-COLUMNS = ("counts", "roots", "sizes", "edges")
-"""Of components: how many each owner has, the smallest cell and particles of each; edges.
-
-Edges are between their numbers, see `topo_dask.graph.merge.OWNER_BITS`.
-"""
-
-
-def bring_together(task: TogetherTask) -> int:
-    """Stage together: one file of those of some owners; gives the number of components."""
-    parts = [load_table(path) for path in task.paths]
-    table = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
-    save_table(task.path, **table)
-    return len(table["roots"])
-
-
 def edges_in(tables: Sequence[Path], first: Int64) -> Iterator[Int64]:
     """The edges of all files, one file after the other: pairs of places, see `places_of`."""
-    for path in tables:
-        yield places_of(load_table(path, ("edges",))["edges"], first)
+    for edges in column(tables, "edges"):
+        yield places_of(edges, first)
 
 
 def _components_in(tables: Sequence[Path], ends: Int64) -> tuple[Int64, Int64]:
@@ -203,7 +178,7 @@ def _components_in(tables: Sequence[Path], ends: Int64) -> tuple[Int64, Int64]:
 def number_all(task: NumberTask) -> tuple[int, int]:
     """Stage number: one union over all owners; gives the number of instances, their voxels."""
     folder = task.work / "parts"
-    known = [load_table(path, ("counts",))["counts"] for path in task.tables]
+    known = list(column(task.tables, "counts"))
     counts = np.zeros(task.blocks + 1, dtype=np.int64)
     counts[load_array(folder / "owners.npy") + 1] = np.concatenate([*known, counts[:0]])
     first = np.cumsum(counts)
@@ -249,11 +224,6 @@ def label_block(task: MergeTask) -> None:
     measure_labels(job.file("measure", task.block, "npz"), out, mask, core, ends)
 
 
-def _together_task(job: SegmentJob, tables: Sequence[Path], number: int) -> TogetherTask:
-    some = tuple(tables[number * FAN_IN : (number + 1) * FAN_IN])
-    return TogetherTask(some, job.file("together", number, "npz"))
-
-
 def ignored(number: int, result: Any) -> None:
     """Results that only the ledger keeps."""
 
@@ -290,11 +260,8 @@ def merge(run: Run, job: SegmentJob, came_home: Grouped, marks: tuple[str, str, 
     stage("own", own_block, Each(having, own_task))
     stage("edges", edges_of_block, Each(having, edges_task))
     tables = Each(having, lambda owner: job.file("components", owner, "npz"))
-    if len(tables) > FAN_IN:
-        tasks = Each(range(-(-len(tables) // FAN_IN)), partial(_together_task, job, tables))
-        stage("together", bring_together, tasks)
-        tables = Each(range(len(tasks)), lambda n: job.file("together", n, "npz"))
+    few = in_few(tables, job.work / "together", partial(stage, "together"))
     save_array(job.work / "parts" / "owners.npy", np.asarray(having, dtype=np.int64))
-    task = NumberTask(job.work, len(grid), tuple(tables), job.settings.min_size)
+    task = NumberTask(job.work, len(grid), few, job.settings.min_size)
     ((instances, voxels),) = run.ledger.run(run.engine, "number", number_mark, number_all, [task])
     return Merged(int(instances), int(voxels), task.tables)
