@@ -8,7 +8,7 @@ own; the voxels of the others are left for a search of the nearest large piece.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,14 +21,17 @@ from topo_dask.config import number as check_number
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_labels, check_not_negative
 from topo_dask.graph.nearest import Wanted, nearest_over_blocks
-from topo_dask.graph.union import components
+from topo_dask.graph.union import united
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
+from topo_dask.kernels.cpu import union
+from topo_dask.kernels.cpu.pieces import blocks_of_labels, name_pieces
 from topo_dask.kernels.tables import LabelRuns, join_runs
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
 Face = npt.NDArray[np.int32]
+Table = tuple[UInt64, Int64, Int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,21 +63,22 @@ class SplitPlan:
     Parameters
     ----------
     labels
-        uint64 ``[N]``: the new label of each piece of each block, 0 for small ones.
+        uint64 ``[N]``: the new label of each piece of each block, 0 for small ones: they join the
+        nearest large one.
     instance_of
-        uint64 ``[K + 1]``: the instance that each new label is a part of.
-    small
-        bool ``[N]``: pieces that join the nearest large one.
+        uint64 ``[K]``, ascending: the instance that each new label, from 1 on, is a part of.
+    sought
+        bool ``[N]``: large pieces of instances that have small ones.
     """
 
     labels: UInt64
     instance_of: UInt64
-    small: npt.NDArray[np.bool_]
+    sought: npt.NDArray[np.bool_]
 
     @property
     def instances(self) -> int:
         """Number of instances."""
-        return len(self.instance_of) - 1
+        return len(self.instance_of)
 
 
 def pieces_of_block(
@@ -122,82 +126,108 @@ def edges_of_faces(own: BlockPieces, others: Sequence[BlockPieces | None]) -> li
     return edges
 
 
-def plan_split(ids: UInt64, voxels: Int64, first: Int64, edges: Int64, ratio: float) -> SplitPlan:
+def plan_split(
+    count: int, edges: Iterable[Int64], tables: Iterable[Table], ratio: float
+) -> SplitPlan:
     """Decide what becomes of the pieces of all blocks.
 
     A piece is large that has at least max(1, floor(ratio * size)) of its instance's voxels; an
     instance without any large piece stays whole. New labels are numbered by instance, then by
-    first voxel in C order.
+    first voxel in C order. Neither edges nor tables are kept, so that they may come from files;
+    see `PIECE_BYTES` for what is.
 
     Parameters
     ----------
-    ids, voxels, first
-        Of the pieces of all blocks, one after the other.
+    count
+        Number of pieces.
     edges
-        int64 ``[E,2]``: those that are one across a face.
+        int64 ``[E,2]``, in parts: rows of those that are one across a face.
+    tables
+        ``ids``, ``voxels`` and ``first`` of the pieces of some blocks, one after the other.
     ratio
         What part of its instance a large piece is at least.
+
+    Examples
+    --------
+    >>> ids = np.array([5, 5, 4], np.uint64)
+    >>> plan = plan_split(3, [], [(ids, np.array([1, 20, 3]), np.array([0, 7, 9]))], 0.1)
+    >>> plan.labels, plan.instance_of, plan.sought
+    (array([0, 2, 1], dtype=uint64), array([4, 5], dtype=uint64), array([False,  True, False]))
     """
-    count = len(ids)
-    united, member = components(count, [edges])
-    size, begin = np.zeros(united, np.int64), np.full(united, np.iinfo(np.int64).max)
-    np.add.at(size, member, voxels)
-    np.minimum.at(begin, member, first)
-    of_instance = np.zeros(united, dtype=np.uint64)
-    of_instance[member] = ids
-    order = np.lexsort((begin, of_instance))
-    instances, row = np.unique(of_instance, return_inverse=True)
-    total = np.zeros(len(instances), dtype=np.int64)
-    np.add.at(total, row, size)
-    large = size >= np.maximum(1, (total * float(ratio)).astype(np.int64))[row]
-    whole = np.ones(len(instances), dtype=bool)
-    whole[row[large]] = False
-    # Of an instance that stays whole the first piece gives the number to all.
-    leads = large.copy()
-    _, first_of = np.unique(of_instance[order], return_index=True)
-    leads[order[first_of][whole]] = True
-    labels = np.zeros(united, dtype=np.uint64)
-    led = order[leads[order]]
-    labels[led] = np.arange(1, len(led) + 1, dtype=np.uint64)
-    lead_label = np.zeros(len(instances), dtype=np.uint64)
-    lead_label[whole] = labels[order[first_of][whole]]
-    labels = np.where(whole[row], lead_label[row], labels)
-    instance_of = np.concatenate([np.zeros(1, np.uint64), of_instance[led]])
-    return SplitPlan(labels[member], instance_of, (labels == 0)[member])
+    root = united(count, edges)
+    ids, sizes = np.empty(count, np.uint64), np.zeros(count, np.int64)
+    begin = np.full(count, np.iinfo(np.int64).max)
+    stop = 0
+    for some, voxels, first in tables:
+        start, stop = stop, stop + len(some)
+        ids[start:stop] = some
+        union.add_to_roots(root[start:stop], voxels, sizes)
+        union.least_at_roots(root[start:stop], first, begin)
+    order = np.lexsort((begin, ids))
+    labels, sought = begin, np.zeros(count, dtype=bool)  # where pieces begin is not needed again
+    whose = ids.view(np.int64)
+    found = name_pieces(order, root, whose, sizes, labels, sought, float(ratio))
+    for values in (labels, sought):
+        union.spread_from_roots(root, values)
+    return SplitPlan(labels.view(np.uint64), order[:found].view(np.uint64), sought)
 
 
-def holders(ids: UInt64, blocks: Int64, plan: SplitPlan) -> tuple[UInt64, Int64]:
+@dataclass(frozen=True, eq=False)
+class Holders:
     """Which blocks hold large pieces of the instances that have small ones.
 
     Parameters
     ----------
-    ids, blocks
-        The instance and the block of each piece.
-    plan
-        What becomes of them.
-
-    Returns
-    -------
-    instances, blocks
-        Distinct pairs, ascending by instance, then by block.
+    instance_of
+        See `SplitPlan`.
+    starts
+        int64 ``[K + 1]``: where the blocks of each new label begin.
+    blocks
+        int32: those blocks, label by label; a block may stand there more than once.
     """
-    sought = ~plan.small & np.isin(ids, np.unique(ids[plan.small]))
-    instances, places = ids[sought], blocks[sought]
-    order = np.lexsort((places, instances))
-    instances, places = instances[order], places[order]
-    kept = np.ones(len(order), dtype=bool)
-    kept[1:] = (instances[1:] != instances[:-1]) | (places[1:] != places[:-1])
-    return instances[kept], places[kept]
+
+    instance_of: UInt64
+    starts: Int64
+    blocks: npt.NDArray[np.int32]
+
+    def of(self, instances: UInt64) -> Int64:
+        """Those that hold large pieces of some instances, ascending; no other rows are read."""
+        ends = (np.searchsorted(self.instance_of, instances, side=side) for side in _SIDES)
+        rows = [self.blocks[self.starts[a] : self.starts[b]] for a, b in zip(*ends, strict=True)]
+        return np.unique(np.concatenate([np.zeros(0, np.int64), *rows]))
 
 
-def holding_any(
-    instances: UInt64, table: tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]
-) -> Int64:
-    """Blocks that hold large pieces of some instances, ascending, from what `holders` gave."""
-    ids, blocks = table
-    first, stop = (np.searchsorted(ids, instances, side=side) for side in ("left", "right"))
-    rows = [np.asarray(blocks[a:b]) for a, b in zip(first, stop, strict=True)]
-    return np.unique(np.concatenate([np.zeros(0, np.int64), *rows]))
+_SIDES: tuple[Any, Any] = ("left", "right")
+
+
+def holders(plan: SplitPlan, first: Int64) -> Holders:
+    """Find out which blocks hold the large pieces that are sought.
+
+    Parameters
+    ----------
+    plan
+        What becomes of the pieces.
+    first
+        int64 ``[B + 1]``: the first piece of each block, and the end.
+
+    Examples
+    --------
+    >>> ids, sizes = np.array([7, 7, 7], np.uint64), np.array([30, 1, 40])
+    >>> plan = plan_split(3, [], [(ids, sizes, np.array([0, 9, 12]))], 0.1)
+    >>> holders(plan, np.array([0, 1, 1, 2, 3])).of(np.array([7], np.uint64))
+    array([0, 3])
+    """
+    starts = np.zeros(plan.instances + 1, dtype=np.int64)
+    blocks = np.empty(np.count_nonzero(plan.sought), dtype=np.int32)
+    blocks_of_labels(plan.labels.view(np.int64), plan.sought, first, starts, blocks)
+    return Holders(plan.instance_of, starts, blocks)
+
+
+def blocks_with_small(plan: SplitPlan, first: Int64) -> list[int]:
+    """The blocks that hold small pieces, ascending; ``first`` as for `holders`."""
+    held = np.flatnonzero(np.diff(first))
+    some: list[int] = held[np.logical_or.reduceat(plan.labels == 0, first[held])].tolist()
+    return some
 
 
 def small_voxels(
@@ -213,14 +243,13 @@ def small_voxels(
 
 
 def _group_of(plan: SplitPlan, labels: UInt64) -> Int64:
-    return np.asarray(plan.instance_of[labels]).view(np.int64)
+    return np.asarray(plan.instance_of[labels - 1]).view(np.int64)
 
 
 def _split_whole(labels: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.int32]:
     whole = Region((0, 0, 0), labels.shape)
     number, found = pieces_of_block(labels, whole, labels.shape)
-    none = np.zeros((0, 2), np.int64)
-    plan = plan_split(found.ids, found.voxels, found.first, none, ratio)
+    plan = plan_split(len(found.ids), [], [_table_of(found)], ratio)
     out = _names_of(plan.labels)[number]
     wanted = small_voxels(labels, out, whole.start)
     nearest = nearest_over_blocks(
@@ -231,6 +260,10 @@ def _split_whole(labels: npt.NDArray[Any], ratio: float) -> npt.NDArray[np.int32
     )
     out[tuple(wanted.points.T)] = nearest.astype(np.int32)
     return out
+
+
+def _table_of(found: BlockPieces) -> Table:
+    return found.ids, found.voxels, found.first
 
 
 def _names_of(labels: UInt64) -> npt.NDArray[np.int32]:
@@ -247,13 +280,14 @@ class Planned:
         Of all pieces, one chunk after the other.
     offsets
         How many pieces lie before those of each chunk.
-    sought
-        uint64, ascending: the instances that have small pieces.
     """
 
     plan: SplitPlan
     offsets: Int64
-    sought: UInt64
+
+    def rows(self, block: int) -> slice:
+        """The pieces of a chunk."""
+        return slice(self.offsets[block], self.offsets[block + 1])
 
 
 def _chunk_pieces(labels: npt.NDArray[Any], core: Region, shape: tuple[int, ...]) -> BlockPieces:
@@ -265,31 +299,30 @@ def _plan_chunks(
     parts: Sequence[BlockPieces], edges: Sequence[list[Int64]], grid: BlockGrid, ratio: float
 ) -> Planned:
     offsets = np.cumsum([0, *(len(p.ids) for p in parts)])
-    whole = [np.zeros((0, 2), np.int64)]
-    for number, along in enumerate(edges):
-        for other, pairs in zip(next_blocks(number, grid), along, strict=True):
-            if other is not None:
-                whole.append(pairs + offsets[[number, other]])
-    names = ("ids", "voxels", "first")
-    ids, voxels, first = (np.concatenate([getattr(p, n) for p in parts]) for n in names)
-    plan = plan_split(ids, voxels, first, np.concatenate(whole), ratio)
-    return Planned(plan, offsets, np.unique(ids[plan.small]))
+    whole = (
+        pairs + offsets[[number, other]]
+        for number, along in enumerate(edges)
+        for other, pairs in zip(next_blocks(number, grid), along, strict=True)
+        if other is not None
+    )
+    plan = plan_split(int(offsets[-1]), whole, map(_table_of, parts), ratio)
+    return Planned(plan, offsets)
 
 
 def _painted(labels: npt.NDArray[Any], planned: Planned, block: int) -> npt.NDArray[np.int32]:
     """A chunk with the labels of its large pieces, 0 for small ones."""
     number, *_ = cpu.pieces(labels)
-    first, stop = planned.offsets[block], planned.offsets[block + 1]
-    return _names_of(planned.plan.labels[first:stop])[number]
+    return _names_of(planned.plan.labels[planned.rows(block)])[number]
 
 
 def _sought_runs(labels: npt.NDArray[Any], core: Region, planned: Planned, block: int) -> LabelRuns:
     """The runs of a chunk's large pieces of instances that have small ones."""
-    if not np.isin(np.unique(labels).astype(np.uint64), planned.sought).any():
+    sought = planned.plan.sought[planned.rows(block)]
+    if not sought.any():
         return cpu.label_runs(np.zeros(core.shape, np.uint8), origin=core.start)
-    runs = cpu.label_runs(_painted(labels, planned, block), origin=core.start)
-    ids = _group_of(planned.plan, runs.ids).view(np.uint64)
-    return runs.take(np.isin(ids, planned.sought))
+    number, *_ = cpu.pieces(labels)
+    names = _names_of(planned.plan.labels[planned.rows(block)] * sought)
+    return cpu.label_runs(names[number], origin=core.start)
 
 
 def _split_chunk(
@@ -297,8 +330,7 @@ def _split_chunk(
 ) -> npt.NDArray[np.int32]:
     """A chunk with its new labels; ``runs`` are those of `_sought_runs` of all chunks."""
     out = _painted(labels, planned, block)
-    first, stop = planned.offsets[block], planned.offsets[block + 1]
-    if planned.plan.small[first:stop].any():
+    if (planned.plan.labels[planned.rows(block)] == 0).any():
         wanted = small_voxels(labels, out, core.start)
         groups = _group_of(planned.plan, runs.ids)
         _, nearest = cpu.nearest_labels(wanted.points, runs, groups=wanted.groups, group_of=groups)
@@ -373,8 +405,15 @@ def split_disconnected(instances: Any, min_fragment_ratio: float = 0.1) -> Any:
     return _split_whole(np.asarray(instances), float(min_fragment_ratio))
 
 
-PIECE_BYTES = 0.1
-"""Bytes for each voxel of the volume that the one union of all pieces takes."""
+PIECE_BYTES = 40
+"""Bytes of a piece in the one union of the pieces of all blocks; none for its edges.
+
+Its root (4, from 2**31 pieces on 8), instance, size and first voxel while pieces are sorted by
+instance and first voxel, which takes 8 and, within the sort, 4; what is decided takes their room.
+"""
+
+VOXELS_PER_PIECE = 400
+"""No denser are pieces of instances taken to be."""
 
 
 def memory_of_pieces(core: int) -> int:

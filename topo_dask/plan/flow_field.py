@@ -26,7 +26,7 @@ from topo_dask.graph.merge import (
     most_components,
 )
 from topo_dask.graph.nearest import memory_of_nearest
-from topo_dask.graph.pieces import PIECE_BYTES, memory_of_pieces
+from topo_dask.graph.pieces import PIECE_BYTES, VOXELS_PER_PIECE, memory_of_pieces
 from topo_dask.graph.track import leaving_share, memory_of_advance, memory_of_tracking
 from topo_dask.plan.outline import Decision, Machine, Space, StagePlan, space_of
 from topo_dask.plan.work import FAN_IN, Work, all_read, largest_read, peak, tree
@@ -65,6 +65,13 @@ class StepsWork(Work):
         chunks = output_chunks(self.grid.largest, shape)
         return space_of(shape, chunks, itemsize, zarr_format=self.zarr_format)
 
+    def _together(self, stage: str, table: int) -> Iterator[StagePlan]:
+        """A stage that brings tables of all blocks together, where they are many."""
+        if len(self.grid) > FAN_IN:
+            tasks = next(tree(len(self.grid)))
+            share = peak(2 * table / tasks, voxels=False)
+            yield StagePlan(stage, tasks, share, table, table, tasks)
+
     def _contacts(self) -> Iterator[StagePlan]:
         """Stage contacts, and its sums."""
         blocks, table = len(self.grid), round(CONTACT_BYTES * self.voxels / 4)
@@ -80,16 +87,20 @@ class StepsWork(Work):
 
     def _split(self) -> Iterator[StagePlan]:
         """Stages of `split_disconnected`."""
-        blocks, voxels = len(self.grid), self.voxels
-        memory, whole = peak(memory_of_pieces(self.block)), round(PIECE_BYTES * voxels)
-        labels, faces = self._array(8).size, 4 * 6 * voxels // max(1, min(self.grid.largest))
-        yield StagePlan("pieces", blocks, memory, labels, whole + faces, 2 * blocks)
+        blocks, memory = len(self.grid), peak(memory_of_pieces(self.block))
+        pieces = blocks + self.voxels // VOXELS_PER_PIECE
+        table = 24 * pieces
         face = 4 * 6 * self.block // max(1, min(self.grid.largest))
-        yield StagePlan("faces", blocks, peak(6 * face, voxels=False), 4 * faces, whole, blocks)
-        yield StagePlan("plan", 1, peak(whole, voxels=False), whole, whole, blocks + 3)
+        labels, faces = self._array(8).size, face * blocks
+        yield StagePlan("pieces", blocks, memory, labels, table + faces, 2 * blocks)
+        united = 2 * table  # with edges
+        yield StagePlan("faces", blocks, peak(6 * face, voxels=False), 4 * faces, united, blocks)
+        yield from self._together("pieces-together", united)
+        memory_of_plan = peak(PIECE_BYTES * pieces, voxels=False)
+        yield StagePlan("plan", 1, memory_of_plan, united, table, 4)
         yield StagePlan("split", blocks, memory, labels, labels, self._array(4).files)
         near = peak(memory_of_nearest(self.block))
-        yield StagePlan("absorb", blocks, near, 3 * labels, whole, blocks)
+        yield StagePlan("absorb", blocks, near, 3 * labels, self.voxels // 10, blocks)
         yield StagePlan("fill", blocks, memory, labels, labels, 0)
 
     def steps(self) -> Iterator[StagePlan]:
@@ -185,7 +196,7 @@ class SegmentWork(StepsWork):
         why = "one task; as many as particles can end in apart from each other, often far fewer"
         yield Decision("union", f"of at most {count} parts of instances in blocks", why)
         if self.settings.group == 2 or self.evidence:
-            each = f"{CONTACT_BYTES:g} and {PIECE_BYTES:g} bytes a voxel"
+            each = f"{CONTACT_BYTES:g} and {PIECE_BYTES / VOXELS_PER_PIECE:g} bytes a voxel"
             why = "one task each; labels of very many tiny contacts or pieces may take more"
             yield Decision("tables", f"of contacts and pieces, taken as {each}", why)
         how = {
@@ -263,10 +274,7 @@ class SegmentWork(StepsWork):
         memory = peak(3 * CELL_BYTES * in_block, voxels=False)
         yield StagePlan("own", blocks, memory, 2 * table, table, blocks)
         yield StagePlan("edges", blocks, memory, 2 * table, table // 4, blocks)
-        if blocks > FAN_IN:
-            tasks = next(tree(blocks))
-            share = peak(table // 2 / tasks, voxels=False)
-            yield StagePlan("together", tasks, share, table // 4, table // 4, tasks)
+        yield from self._together("together", table // 4)
         components = most_components(self.grid, radius)
         memory = peak(COMPONENT_BYTES * components, voxels=False)
         yield StagePlan("number", 1, memory, table // 4, table // 8, 6)

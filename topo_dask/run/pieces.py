@@ -1,18 +1,27 @@
-"""Splitting disconnected instances on disk: pieces, faces, one union, numbers, nearest pieces."""
+"""Splitting disconnected instances on disk: pieces, faces, one union, numbers, nearest pieces.
+
+What the union reads is brought together by the workers, so that its one task opens few files; what
+it finds of all pieces is one file, of which each block reads its own rows.
+"""
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from topo_dask.graph.pieces import (
     BlockPieces,
+    Holders,
+    Table,
+    blocks_with_small,
     edges_of_faces,
     holders,
-    holding_any,
     next_blocks,
     pieces_of_block,
     plan_split,
@@ -22,8 +31,10 @@ from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.run.chain import Chain, View
 from topo_dask.run.files import load_array, load_table, save_array, save_table
+from topo_dask.run.items import Each
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.nearest import FillTask, fill_block, find_nearest
+from topo_dask.run.together import column, first_rows, in_few
 from topo_dask.storage import AnyArray
 
 
@@ -31,8 +42,8 @@ from topo_dask.storage import AnyArray
 class PieceTask:
     """One block whose pieces are looked at.
 
-    ``offsets``: the number of pieces before each block, of this one and of the next along z, y
-    and x, where the stage needs them.
+    ``offsets``: the number of pieces before this block, and before the next ones along z, y and x,
+    where the stage needs them.
     """
 
     view: View
@@ -57,10 +68,10 @@ class PieceTask:
 
 @dataclass(frozen=True)
 class PlanTask:
-    """One union of the pieces of all blocks."""
+    """One union of the pieces of all blocks, which stand in some files in their order."""
 
     folder: Path
-    blocks: int
+    tables: tuple[Path, ...]
     ratio: float
 
     def __str__(self) -> str:
@@ -82,42 +93,46 @@ def _load_pieces(task: PieceTask, block: int) -> BlockPieces:
 
 
 def join_faces(task: PieceTask) -> int:
-    """Stage faces: pieces that go on in the next blocks; gives the number of such pairs."""
+    """Stage faces: all that the union reads of a block; gives how many pairs of pieces are one."""
     following = next_blocks(task.block, task.grid)
     others = [None if n is None else _load_pieces(task, n) for n in following]
-    edges = edges_of_faces(_load_pieces(task, task.block), others)
+    own = _load_pieces(task, task.block)
     first = np.asarray(task.offsets, dtype=np.int64)
-    whole = np.concatenate([e + first[[0, axis + 1]] for axis, e in enumerate(edges)])
-    save_array(task.file("edges", suffix="npy"), whole)
-    return len(whole)
+    edges = np.concatenate(
+        [e + first[[0, axis + 1]] for axis, e in enumerate(edges_of_faces(own, others))]
+    )
+    counts = np.array([len(own.ids)])
+    table = {"ids": own.ids, "voxels": own.voxels, "first": own.first}
+    save_table(task.file("united"), counts=counts, edges=edges, **table)
+    return len(edges)
+
+
+def _tables_in(paths: Sequence[Path]) -> Iterator[Table]:
+    """What is known of the pieces of some blocks after the other."""
+    for path in paths:
+        table = load_table(path, ("ids", "voxels", "first"))
+        yield table["ids"], table["voxels"], table["first"]
 
 
 def plan_all(task: PlanTask) -> tuple[int, list[int]]:
     """Stage plan: what becomes of every piece; gives the instances, the blocks with small ones."""
-    numbers = range(task.blocks)
-    tables = [load_table(task.folder / "pieces" / f"{n}.npz") for n in numbers]
-    ids, voxels, first = (
-        np.concatenate([t[k] for t in tables]) for k in ("ids", "voxels", "first")
-    )
-    edges = np.concatenate([load_array(task.folder / "edges" / f"{n}.npy") for n in numbers])
-    plan = plan_split(ids, voxels, first, edges, task.ratio)
-    counts = [len(t["ids"]) for t in tables]
-    blocks = np.repeat(np.arange(task.blocks), counts)
-    for number, labels in enumerate(np.split(plan.labels, np.cumsum(counts)[:-1])):
-        save_array(task.folder / "names" / f"{number}.npy", np.append(np.uint64(0), labels))
-    save_array(task.folder / "instance_of.npy", plan.instance_of)
-    instances, places = holders(ids, blocks, plan)
-    save_array(task.folder / "holders-instances.npy", instances)
-    save_array(task.folder / "holders-blocks.npy", places)
-    return plan.instances, np.unique(blocks[plan.small]).tolist()
+    first = first_rows(task.tables)
+    edges = column(task.tables, "edges")
+    plan = plan_split(int(first[-1]), edges, _tables_in(task.tables), task.ratio)
+    save_array(task.folder / "labels.npy", plan.labels)
+    found = holders(plan, first)
+    for field in fields(found):
+        save_array(task.folder / f"holders-{field.name}.npy", getattr(found, field.name))
+    return plan.instances, blocks_with_small(plan, first)
 
 
 def paint_large(task: PieceTask) -> None:
     """Stage split: the new labels of a block's large pieces, 0 for small ones."""
     assert task.out is not None
-    number, *_ = cpu.pieces(task.view.read(task.core))
-    names = load_array(task.file("names", suffix="npy"))
-    task.out[task.core.slices] = names[number].astype(task.out.dtype)
+    number, ids, *_ = cpu.pieces(task.view.read(task.core))
+    (first,) = task.offsets
+    own = load_array(task.folder / "labels.npy", memory_map=True)[first : first + len(ids)]
+    task.out[task.core.slices] = np.append(np.uint64(0), own).astype(task.out.dtype)[number]
 
 
 def absorb(task: PieceTask) -> int:
@@ -127,46 +142,43 @@ def absorb(task: PieceTask) -> int:
     core = task.core
     wanted = small_voxels(task.view.read(core), split.read(core), core.start)
     assert wanted.groups is not None
-    table = tuple(
-        load_array(task.folder / f"holders-{name}.npy", memory_map=True)
-        for name in ("instances", "blocks")
-    )
-    holding = holding_any(np.unique(wanted.groups.view(np.uint64)), table)  # type: ignore[arg-type]
-    instance_of = load_array(task.folder / "instance_of.npy", memory_map=True)
+    paths = (task.folder / f"holders-{field.name}.npy" for field in fields(Holders))
+    found: Any = Holders(*(load_array(path, memory_map=True) for path in paths))
     return find_nearest(
         task.file("found"),
         wanted,
         split,
         task.grid,
         task.block,
-        holding=holding,
-        group_of=lambda labels: np.asarray(instance_of[labels]).view(np.int64),
+        holding=found.of(np.unique(wanted.groups.view(np.uint64))),
+        group_of=lambda labels: np.asarray(found.instance_of[labels - 1]).view(np.int64),
     )
 
 
 def split_step(chain: Chain, view: View, last: bool, *, ratio: float = 0.1) -> View:
     """Step: pieces of at least ``ratio`` of their instance become instances of their own."""
     folder, grid = chain.work / "split", chain.grid
+    blocks = range(len(grid))
     found = fingerprint(view.mark, "pieces")
-    tasks = [PieceTask(view, grid, n, folder) for n in range(len(grid))]
-    counts = chain.stage("pieces", found, find_pieces, tasks)
-    offsets = [0, *itertools.accumulate(counts)]
-    pairs = []
-    for task in tasks:
-        others = [0 if n is None else offsets[n] for n in next_blocks(task.block, grid)]
-        pairs.append(PieceTask(view, grid, task.block, folder, (offsets[task.block], *others)))
-    chain.stage("faces", found, join_faces, pairs)
+    tasks = Each(blocks, lambda n: PieceTask(view, grid, n, folder))
+    offsets = [0, *itertools.accumulate(chain.stage("pieces", found, find_pieces, tasks))]
+
+    def with_next(block: int) -> PieceTask:
+        others = (0 if n is None else offsets[n] for n in next_blocks(block, grid))
+        return PieceTask(view, grid, block, folder, (offsets[block], *others))
+
+    chain.stage("faces", found, join_faces, Each(blocks, with_next))
+    tables = Each(blocks, lambda n: folder / "united" / f"{n}.npz")
+    few = in_few(tables, folder / "together", partial(chain.stage, "pieces-together", found))
     mark = fingerprint(found, "plan", ratio)
-    ((instances, small),) = chain.stage(
-        "plan", mark, plan_all, [PlanTask(folder, len(grid), ratio)]
-    )
+    ((instances, small),) = chain.stage("plan", mark, plan_all, [PlanTask(folder, few, ratio)])
     out, identity = chain.target("split", instances, last=last)
     mark = fingerprint(mark, "split", identity)
-    paint = [PieceTask(view, grid, n, folder, out=out) for n in range(len(grid))]
+    paint = Each(blocks, lambda n: PieceTask(view, grid, n, folder, (offsets[n],), out))
     chain.stage("split", mark, paint_large, paint)
     made = View(out, instances, view.voxels, mark, final=last)
     if small:
-        chain.stage("absorb", mark, absorb, [paint[n] for n in small])
-        fill = [FillTask(made, grid, n, out, paint[n].file("found")) for n in small]
+        chain.stage("absorb", mark, absorb, Each(small, paint.__getitem__))
+        fill = Each(small, lambda n: FillTask(made, grid, n, out, paint[n].file("found")))
         chain.stage("fill", mark, fill_block, fill)
     return made

@@ -113,3 +113,85 @@ array([0, 3, 4]))
     parent, lengths, begins = _join_runs(labels, number)
     voxels, first = _number(parent, lengths, begins, number)
     return number, labels.ravel()[first].astype(np.uint64), voxels, first
+
+
+@compiled
+def name_pieces(
+    order: Any, parent: Any, ids: Any, sizes: Any, labels: Any, sought: Any, ratio: Any
+) -> Any:
+    """Number the large pieces of each instance at their roots; give how many numbers there are.
+
+    Parameters
+    ----------
+    order
+        int64: all rows, ascending by instance, then by first voxel. Its beginning is overwritten:
+        with the instance of each number, which are never more than the rows read before.
+    parent
+        Root of each row. Rows of one piece have one root; only roots count.
+    ids
+        int64, the bits of each row's instance.
+    sizes
+        Voxels of each root.
+    labels
+        Filled at the roots: the number, 0 of small pieces.
+    sought
+        Filled at the roots: whether it is a large piece of an instance that has small ones.
+    ratio
+        What part of its instance a large piece is at least.
+    """
+    count, first = 0, 0
+    while first < order.size:
+        instance = ids[order[first]]
+        stop, total = first, 0
+        while stop < order.size and ids[order[stop]] == instance:
+            if parent[order[stop]] == order[stop]:
+                total += sizes[order[stop]]
+            stop += 1
+        least = max(1, np.int64(total * ratio))
+        large, small = False, False
+        for n in range(first, stop):
+            if parent[order[n]] == order[n]:
+                large |= sizes[order[n]] >= least
+                small |= sizes[order[n]] < least
+        before = count
+        for n in range(first, stop):
+            row = order[n]
+            if parent[row] != row:
+                continue
+            own = sizes[row] >= least
+            if own or (not large and count == before):  # the first leads what stays whole
+                order[count] = instance
+                count += 1
+            labels[row] = count if own or not large else 0
+            sought[row] = own and small
+        first = stop
+    return count
+
+
+@compiled
+def blocks_of_labels(labels: Any, sought: Any, first: Any, starts: Any, blocks: Any) -> None:
+    """List the blocks in which some pieces of each label lie, by counting.
+
+    Parameters
+    ----------
+    labels, sought
+        The label of each row, from 1 on, and whether it is listed.
+    first
+        The first row of each block, and the end.
+    starts
+        Zeros, one more than there are labels. Filled: where the blocks of each label begin, and
+        the end.
+    blocks
+        Filled: ascending for each label; one that holds several pieces stands there as often.
+    """
+    for row in range(labels.size):
+        if sought[row]:
+            starts[labels[row] - 1] += 1
+    for n in range(1, starts.size):
+        starts[n] += starts[n - 1]
+    for block in range(first.size - 2, -1, -1):
+        for row in range(first[block + 1] - 1, first[block] - 1, -1):
+            if sought[row]:
+                place = starts[labels[row] - 1] - 1
+                starts[labels[row] - 1] = place
+                blocks[place] = block

@@ -68,3 +68,24 @@ def add_to_roots(parent: Any, values: Any, total: Any) -> None:
     """Add the value of each row to the total of its root."""
     for i in range(parent.size):
         total[parent[i]] += values[i]
+
+
+@compiled
+def least_at_roots(parent: Any, values: Any, least: Any) -> None:
+    """Lower what there is of each root to the smallest value of its rows."""
+    for i in range(parent.size):
+        least[parent[i]] = min(least[parent[i]], values[i])
+
+
+@compiled
+def most_at_roots(parent: Any, values: Any, most: Any) -> None:
+    """Raise what there is of each root to the largest value of its rows."""
+    for i in range(parent.size):
+        most[parent[i]] = max(most[parent[i]], values[i])
+
+
+@compiled
+def spread_from_roots(parent: Any, values: Any) -> None:
+    """Give every row the value of its root, in place."""
+    for i in range(parent.size):
+        values[i] = values[parent[i]]
