@@ -18,7 +18,7 @@ from topo_dask.graph.merge import (
     numbers_in,
     owned_cells,
 )
-from topo_dask.graph.union import Union, components, unite
+from topo_dask.graph.union import Union, unite
 from topo_dask.grid import BlockGrid
 from topo_dask.kernels.cpu import cell_table
 from topo_dask.kernels.cpu import union as kernels
@@ -47,9 +47,6 @@ def test_components_are_those_of_scipy_in_any_order(seed: int, count: int, edges
     pairs = rng.integers(0, count, (edges, 2))
     graph = coo_array((np.ones(edges), (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     number, member = connected_components(graph, directed=False)
-    found, own = components(count, pieces(rng, pairs))
-    assert found == number
-    assert np.array_equal(own, member)
     rows = Union(count)
     for piece in pieces(rng, pairs):
         rows.add(piece.astype(rng.choice(np.array(["i4", "u8", "i8"]))))

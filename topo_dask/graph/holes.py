@@ -8,7 +8,7 @@ one label all around, and does not reach the volume's border, is a hole of that 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +20,14 @@ from dask.delayed import delayed
 from topo_dask.graph.blocks import Source, assemble, grid_of
 from topo_dask.graph.check import check_labels, check_not_negative
 from topo_dask.graph.pieces import next_blocks
-from topo_dask.graph.union import components
+from topo_dask.graph.union import united
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
+from topo_dask.kernels.cpu import union
 
 Int64 = npt.NDArray[np.int64]
 UInt64 = npt.NDArray[np.uint64]
+Table = tuple[UInt64, UInt64, npt.NDArray[np.bool_]]
 Planes = Sequence[npt.NDArray[Any]]
 FACES = tuple(itertools.product(range(3), (0, -1)))
 """Axis and side (first or last voxel) of the six faces of a block."""
@@ -109,34 +111,52 @@ def meeting(own: Planes, later: Planes, axis: int) -> Int64:
     return np.unique(pairs, axis=0).reshape(-1, 2)
 
 
-def enclosing(backgrounds: Sequence[Background], edges: Sequence[Int64]) -> list[UInt64]:
-    """For each block the instance that encloses each of its open components, 0 for none.
+OPEN_BYTES = 24
+"""Bytes of an open component in the one union of those of all blocks; none for its edges.
+
+Its root (4, from 2**31 on 8), and the smallest and largest label beside it.
+"""
+
+FACE_VOXELS_PER_OPEN = 16
+"""No denser are open components taken to be in the faces of blocks."""
+
+
+def enclosing(
+    count: int, edges: Iterable[npt.NDArray[np.integer]], tables: Iterable[Table]
+) -> UInt64:
+    """The instance that encloses each of the open components of all blocks, 0 for none.
+
+    Neither edges nor tables are kept, so that they may come from files.
 
     Parameters
     ----------
-    backgrounds
-        Of all blocks; their open components are numbered through.
+    count
+        Number of open components.
     edges
-        See `meeting`.
+        See `meeting`; in parts, between the open components of all blocks, numbered through.
+    tables
+        ``lowest``, ``highest`` and ``at_border`` of those of some blocks, one after the other; see
+        `Background`.
+
+    Examples
+    --------
+    >>> sevens, outside = np.full(3, 7, np.uint64), np.array([False, False, True])
+    >>> enclosing(3, [np.array([[0, 1]])], [(sevens, sevens, outside)])
+    array([7, 7, 0], dtype=uint64)
     """
-    counts = [len(b.open) for b in backgrounds]
-    if sum(counts) == 0:
-        return [np.zeros(0, dtype=np.uint64) for _ in counts]
-    lowest, highest, border = (
-        np.concatenate([getattr(b, name)[b.open] for b in backgrounds])
-        for name in ("lowest", "highest", "at_border")
-    )
-    united, member = components(len(lowest), edges)
-    low, high = (
-        np.full(united, np.iinfo(np.uint64).max, dtype=np.uint64),
-        np.zeros(united, dtype=np.uint64),
-    )
-    outside = np.zeros(united, dtype=bool)
-    np.minimum.at(low, member, lowest)
-    np.maximum.at(high, member, highest)
-    np.logical_or.at(outside, member, border)
-    filled = np.where((low == high) & ~outside, low, np.uint64(0))[member]
-    return np.split(filled, np.cumsum(counts)[:-1])
+    root = united(count, edges)
+    low = np.full(count, np.iinfo(np.uint64).max, dtype=np.uint64)
+    high = np.zeros(count, dtype=np.uint64)
+    stop = 0
+    for lowest, highest, at_border in tables:
+        start, stop = stop, stop + len(lowest)
+        # No label is 0, so what reaches the border is enclosed by none.
+        least = np.where(at_border, np.uint64(0), lowest)
+        union.least_at_roots(root[start:stop], least, low)
+        union.most_at_roots(root[start:stop], highest, high)
+    low[low != high] = 0
+    union.spread_from_roots(root, low)
+    return low
 
 
 def all_edges(backgrounds: Sequence[Background], grid: BlockGrid) -> list[Int64]:
@@ -179,7 +199,11 @@ def _background(
 
 
 def _decide(backgrounds: Sequence[Background], grid: BlockGrid) -> list[UInt64]:
-    return enclosing(backgrounds, all_edges(backgrounds, grid))
+    """For each block the instance that encloses each of its open components."""
+    stops = np.cumsum([len(b.open) for b in backgrounds])
+    tables = ((b.lowest[b.open], b.highest[b.open], b.at_border[b.open]) for b in backgrounds)
+    decided = enclosing(int(stops[-1]), all_edges(backgrounds, grid), tables)
+    return np.split(decided, stops[:-1])
 
 
 def _fill_block(

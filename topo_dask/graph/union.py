@@ -60,28 +60,6 @@ def united(count: int, pairs: Iterable[npt.NDArray[np.integer]]) -> Rows:
     return rows.roots()
 
 
-def components(count: int, pairs: Iterable[npt.NDArray[np.integer]]) -> tuple[int, Int64]:
-    """Number of connected components of ``count`` rows, and the component of each row.
-
-    Parameters
-    ----------
-    count
-        Number of rows.
-    pairs
-        Integers ``[E,2]``, in pieces: rows that belong together.
-
-    Examples
-    --------
-    >>> components(4, [np.array([[3, 1]])])
-    (3, array([0, 1, 2, 1]))
-    """
-    root = united(count, pairs)
-    member = np.ones(count, dtype=np.int64)
-    found = kernels.number_roots(root, member, 1, member)
-    member -= 1
-    return int(found), member
-
-
 def unite(
     sizes: Int64, pairs: Iterable[npt.NDArray[np.integer]], *, min_size: int = 1
 ) -> tuple[UInt64, int]:

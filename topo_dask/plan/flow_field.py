@@ -15,7 +15,7 @@ from topo_dask.graph.device import (
     device_memory_of_tracking,
 )
 from topo_dask.graph.halo import halos_for, tried_blocks
-from topo_dask.graph.holes import memory_of_holes
+from topo_dask.graph.holes import FACE_VOXELS_PER_OPEN, OPEN_BYTES, memory_of_holes
 from topo_dask.graph.instances import INSTANCE_BYTES, VOXELS_PER_INSTANCE
 from topo_dask.graph.merge import (
     CELL_BYTES,
@@ -296,11 +296,15 @@ class SegmentWork(StepsWork):
     def _holes(self) -> Iterator[StagePlan]:
         """Stages background, hole-edges and holes."""
         blocks, memory = len(self.grid), peak(memory_of_holes(self.block))
-        labels, faces = self._array(8).size, 8 * 6 * self.voxels // min(self.grid.largest)
-        yield StagePlan("background", blocks, memory, labels, faces, 2 * blocks)
-        face = peak(4 * faces // blocks, voxels=False)
-        yield StagePlan("hole-edges", blocks, face, 2 * faces, faces // 4, blocks)
-        yield StagePlan("holes", 1, peak(faces, voxels=False), faces, faces // 4, blocks)
+        in_faces = 6 * self.voxels // min(self.grid.largest)
+        labels, faces, found = self._array(8).size, 4 * in_faces, in_faces // FACE_VOXELS_PER_OPEN
+        table = 24 * found
+        yield StagePlan("background", blocks, memory, labels, faces + table, 2 * blocks)
+        face = peak(6 * faces // blocks, voxels=False)
+        united = 2 * table  # with edges
+        yield StagePlan("hole-edges", blocks, face, 2 * faces, united, blocks)
+        yield from self._together("holes-together", united)
+        yield StagePlan("holes", 1, peak(OPEN_BYTES * found, voxels=False), united, 8 * found, 1)
 
     def _finish(self) -> Iterator[StagePlan]:
         """Stages write and table."""

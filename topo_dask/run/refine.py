@@ -1,4 +1,4 @@
-"""The end of a segmentation on disk: measure, check flows, fill holes, write, table of instances.
+"""The end of a segmentation on disk: measure, check flows, write, table of instances.
 
 Sizes, boxes, coordinates, endpoints and errors of blocks are tables of whole numbers, summed as a
 tree; so no decision depends on the blocks. The pass that writes the labels also fills holes and,
@@ -19,15 +19,7 @@ import zarr
 
 from topo_dask.graph.cleanup import mean_errors, numbers_of
 from topo_dask.graph.flows import rows_in
-from topo_dask.graph.holes import (
-    Background,
-    background_of_block,
-    enclosing,
-    fill,
-    meeting,
-)
 from topo_dask.graph.instances import facts_of_block
-from topo_dask.graph.pieces import next_blocks
 from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
 from topo_dask.kernels.backends import kernels_for
@@ -43,6 +35,7 @@ from topo_dask.kernels.tables import (
 )
 from topo_dask.run.chain import Chain, View
 from topo_dask.run.files import load_array, load_table, save_array, save_table
+from topo_dask.run.holes import Decided, find_holes
 from topo_dask.run.items import Each
 from topo_dask.run.job import Run
 from topo_dask.run.ledger import fingerprint
@@ -336,107 +329,6 @@ def check_flows(
     return left, Measures(folder, mark, checked=True)
 
 
-# --------------------------------------------------------------------------------------- holes
-
-
-@dataclass(frozen=True)
-class EdgeTask:
-    """A block and those after it whose background it may touch."""
-
-    grid: BlockGrid
-    block: int
-    folder: Path
-    first: int
-    later: tuple[tuple[int, int, int], ...]  # axis, block, number of its first open component
-
-    def __str__(self) -> str:
-        return f"block {self.grid.region(self.block)}"
-
-
-@dataclass(frozen=True)
-class HolesTask:
-    """All background components that reach a face between blocks."""
-
-    folder: Path
-    blocks: int
-
-    def __str__(self) -> str:
-        return "all holes"
-
-
-def find_background(task: BlockTask) -> int:
-    """Stage background: its components in a block; gives how many reach other blocks."""
-    shape = task.grid.shape
-    read = task.core.grow(1, within=shape)
-    found = background_of_block(task.view.read(read), task.core, read, shape)[1]
-    names = ("lowest", "highest", "at_border")
-    save_table(task.path, **{name: getattr(found, name)[found.open] for name in names})
-    planes = {str(n): plane.astype(np.int32) for n, plane in enumerate(found.faces)}
-    save_table(task.path.with_name(f"{task.block}-planes.npz"), **planes)
-    return len(found.open)
-
-
-def load_open(folder: Path, block: int) -> Background:
-    """What the components of a block touch that reach other blocks; no others, and no faces."""
-    rows = load_table(folder / f"{block}.npz")
-    everything = np.arange(len(rows["lowest"]), dtype=np.int64)
-    return Background(rows["lowest"], rows["highest"], rows["at_border"], everything, ())
-
-
-def load_planes(folder: Path, block: int) -> list[npt.NDArray[Any]]:
-    """The open components in the six faces of a block, see `Background.faces`."""
-    stored = load_table(folder / f"{block}-planes.npz")
-    return [stored[str(n)] for n in range(6)]
-
-
-def meet(task: EdgeTask) -> int:
-    """Stage hole-edges: background that goes on in the next blocks; gives how many pairs."""
-    own = load_planes(task.folder, task.block)
-    pairs = [
-        meeting(own, load_planes(task.folder, n), axis) + np.array([task.first, first])
-        for axis, n, first in task.later
-    ]
-    edges = np.concatenate([np.zeros((0, 2), dtype=np.int64), *pairs])
-    save_array(task.folder / f"{task.block}-edges.npy", edges)
-    return len(edges)
-
-
-def decide_holes(task: HolesTask) -> int:
-    """Stage holes: which instance encloses what, across blocks; gives how many pieces it fills."""
-    blocks = range(task.blocks)
-    found = [load_open(task.folder, n) for n in blocks]
-    decided = enclosing(found, [load_array(task.folder / f"{n}-edges.npy") for n in blocks])
-    for n, instances in enumerate(decided):
-        save_array(task.folder / f"{n}-filled.npy", instances)
-    return sum(int(np.count_nonzero(instances)) for instances in decided)
-
-
-def find_holes(chain: Chain, view: View, job: SegmentJob) -> Path:
-    """Decide which background belongs to an instance; gives where that stands."""
-    folder, mark = chain.work / "holes", fingerprint(view.mark, "holes")
-    blocks = range(len(chain.grid))
-    tasks = [BlockTask(job, view, n, folder / f"{n}.npz") for n in blocks]
-    counts = chain.stage("background", mark, find_background, tasks)
-    firsts = np.cumsum([0, *counts]).tolist()
-    edges = [
-        EdgeTask(
-            chain.grid,
-            n,
-            folder,
-            firsts[n],
-            tuple(
-                (axis, m, firsts[m])
-                for axis, m in enumerate(next_blocks(n, chain.grid))
-                if m is not None
-            ),
-        )
-        for n in blocks
-    ]
-    chain.stage("hole-edges", mark, meet, edges)
-    chain.stage("holes", mark, decide_holes, [HolesTask(folder, len(chain.grid))])
-    return folder
-
-
 # --------------------------------------------------------------------------------------- write
 
 
@@ -446,7 +338,7 @@ class WriteTask:
 
     block_task: BlockTask
     out: AnyArray
-    holes: Path | None
+    holes: Decided | None
 
     @property
     def block(self) -> int:
@@ -470,9 +362,7 @@ def write_block(task: WriteTask) -> int:
         tables["errors"] = errors_in(inner, labels)
     filled = 0
     if task.holes is not None:
-        components, found = background_of_block(around, core, read, shape)
-        decided = load_array(task.holes / f"{inner.block}-filled.npy")
-        full = fill(labels, components, found, decided)
+        full = task.holes.fill(around, core, shape)
         added = np.where(labels == 0, full, np.zeros(1, full.dtype))
         tables["facts"] = facts_of_block(added, core.start)
         filled, labels = int(np.count_nonzero(added)), full
@@ -551,13 +441,16 @@ def finish(
     fill_holes: bool,
 ) -> int:
     """Write labels and table; gives the number of voxels that were holes."""
-    holes = find_holes(chain, view, job) if fill_holes else None
+    holes = find_holes(chain, view) if fill_holes else None
     mark = fingerprint(view.mark, measures.mark, "write", fill_holes, target.identity)
     blocks = range(len(chain.grid))
     paths = Each(blocks, lambda n: chain.work / "write" / f"{n}.npz")
-    tasks = Each(
-        blocks, lambda n: WriteTask(BlockTask(job, view, n, paths[n], measures), target.out, holes)
-    )
+
+    def write(block: int) -> WriteTask:
+        task = BlockTask(job, view, block, paths[block], measures)
+        return WriteTask(task, target.out, None if holes is None else holes[block])
+
+    tasks = Each(blocks, write)
     filled = chain.stage("write", mark, write_block, tasks)
     sums: tuple[Path, ...] = ()
     if fill_holes or not measures.checked:
