@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from topo_dask.graph.nearest import Wanted, nearest_over_blocks
 from topo_dask.grid import BlockGrid
 from topo_dask.kernels import cpu, reference
 from topo_dask.kernels.tables import ContactTable, merge_contacts
-from topo_dask.run.contacts import contacts_in
+from topo_dask.run.contacts import contacts_in, under_names
 from topo_dask.testing import block_shapes, flow_fields
 
 DATA = Path(__file__).parent / "data"
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -85,10 +87,14 @@ def test_contacts_are_added_up_by_ranges_of_labels(
         a, b = np.sort(rng.integers(1, count + 2, (2, size)).astype(np.uint64), axis=0)
         some = ContactTable(a, b, *rng.integers(-9, 9, (4, size)))
         tables.append(merge_contacts([some.take(a < b)]))
-    names = rng.integers(0, count + 2, count + 2).astype(np.uint64) if renamed else None
+    names = rng.integers(0, count + 2, count + 2).astype(np.uint64)
     whole = merge_contacts(tables)
-    found = list(contacts_in(tables, names, rows))
-    assert_same(merge_contacts(found), whole if names is None else contacts_under(whole, names))
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        if renamed:
+            whole = contacts_under(whole, names)
+            tables = under_names(tables, names, Path(folder), rows)
+        found = list(contacts_in(tables, rows))
+    assert_same(merge_contacts(found), whole)
     assert sum(map(len, found)) == len(merge_contacts(found))
 
 

@@ -13,9 +13,10 @@ import numpy.typing as npt
 from dask.delayed import delayed
 
 from topo_dask.graph.blocks import Source, assemble, grid_of
-from topo_dask.graph.union import unite
+from topo_dask.graph.union import unite, united
 from topo_dask.grid import Region
 from topo_dask.kernels import cpu
+from topo_dask.kernels.cpu import union
 from topo_dask.kernels.tables import ContactTable, merge_contacts
 
 Int64 = npt.NDArray[np.int64]
@@ -96,24 +97,34 @@ def joined_pairs(table: ContactTable, rules: JoinRules) -> UInt64:
 
 
 def names_along(pairs: Iterable[UInt64], count: int) -> tuple[UInt64, int]:
-    """New names of the labels 0..count: joined along pairs that come in pieces."""
-    rows = (some.view(np.int64) - 1 for some in pairs)
-    labels, instances = unite(np.ones(count, np.int64), rows)
-    return np.concatenate([np.zeros(1, np.uint64), labels]), instances
+    """New names of the labels 0..count: joined along pairs that come in pieces.
+
+    See `NAME_BYTES` for what it takes; pairs are not kept.
+    """
+    root = united(count, (some.view(np.int64) - 1 for some in pairs))
+    names = np.ones(count + 1, dtype=np.int64)
+    names[0], labels = 0, names[1:]
+    instances = union.number_roots(root, labels, 1, labels)
+    return names.view(np.uint64), int(instances)
 
 
-def label_ranges(tables: Sequence[ContactTable], rows: int) -> list[tuple[int, int]]:
-    """Ranges of labels, first and end: about so many contacts have their lower label in each.
+def label_ranges(columns: Sequence[UInt64], rows: int) -> list[tuple[int, int]]:
+    """Ranges of labels, first and end: about so many rows have their lower label in each.
+
+    Parameters
+    ----------
+    columns
+        The lower labels of some tables, ascending in each.
+    rows
+        How many.
 
     Examples
     --------
-    >>> a = np.arange(1, 7, dtype=np.uint64)
-    >>> table = ContactTable(a, a + np.uint64(1), *(np.ones(6, np.int64),) * 4)
-    >>> label_ranges([table], 3)
+    >>> label_ranges([np.arange(1, 7, dtype=np.uint64)], 3)
     [(0, 4), (4, 18446744073709551615)]
     """
-    step = max(1, rows // (8 * max(1, len(tables))))
-    some = np.sort(np.concatenate([np.zeros(0, np.uint64), *(t.a[::step] for t in tables)]))
+    step = max(1, rows // (8 * max(1, len(columns))))
+    some = np.sort(np.concatenate([np.zeros(0, np.uint64), *(a[::step] for a in columns)]))
     cuts = np.unique(some[:: max(1, rows // step)])[1:].tolist()
     return list(itertools.pairwise([0, *cuts, 2**64 - 1]))
 
@@ -164,7 +175,9 @@ class JoinChoice:
     force: tuple[tuple[int, int], ...] = ()
 
 
-def all_joins(contacts: ContactTable, close: UInt64, voxels: Int64) -> Joins:
+def with_close(
+    contacts: Sequence[ContactTable], close: UInt64
+) -> tuple[ContactTable, npt.NDArray[np.bool_]]:
     """The table of contacts between parts and of pairs of parts that are close, together.
 
     Parameters
@@ -172,24 +185,32 @@ def all_joins(contacts: ContactTable, close: UInt64, voxels: Int64) -> Joins:
     contacts
         Between parts.
     close
-        uint64 ``[E,2]``, pairs of parts.
-    voxels
-        See `Joins`.
+        uint64 ``[E,2]``, pairs of parts, the smaller first.
+
+    Returns
+    -------
+    The table, and for each of its rows whether the two are close; see `Joins`.
+
+    Examples
+    --------
+    >>> table, close = with_close([], np.array([[2, 5], [1, 2], [2, 5]], np.uint64))
+    >>> table.a, table.b, table.area, close
+    (array([1, 2], dtype=uint64), array([2, 5], dtype=uint64), array([0, 0]), array([ True,  True]))
     """
-    pairs = np.unique(np.sort(close, axis=1), axis=0).reshape(-1, 2)
-    nothing = np.zeros(len(pairs), np.int64)
-    far = ContactTable(pairs[:, 0], pairs[:, 1], *(nothing,) * 4)
-    table = merge_contacts([contacts, far])
-    return Joins(table, _rows_among(table, pairs), voxels)
+    nothing = np.zeros(len(close), np.int64)
+    table = merge_contacts([*contacts, ContactTable(close[:, 0], close[:, 1], *(nothing,) * 4)])
+    return table, _rows_among(table, close)
 
 
 def _rows_among(table: ContactTable, pairs: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
     """Which rows of a table are among some pairs (a, b), a < b."""
     wanted = np.asarray(pairs, dtype=np.uint64).reshape(-1, 2)
-    both = np.concatenate([np.stack([table.a, table.b], axis=1), wanted])
-    _, row = np.unique(both, axis=0, return_inverse=True)
-    found: npt.NDArray[np.bool_] = np.isin(row[: len(table)], row[len(table) :])
-    return found
+    a, b = np.concatenate([wanted[:, 0], table.a]), np.concatenate([wanted[:, 1], table.b])
+    order = np.lexsort((b, a))  # stable: a row of the table comes after pairs that are equal
+    a, b = a[order], b[order]
+    found = np.zeros(len(order), dtype=bool)
+    found[order[1:]] = (a[1:] == a[:-1]) & (b[1:] == b[:-1])
+    return found[len(wanted) :]
 
 
 def _ordered(pairs: Sequence[tuple[int, int]]) -> npt.NDArray[np.uint64]:
@@ -272,8 +293,25 @@ def join_touching(labels: Any, flow: Any) -> Any:
     return assemble([delayed(_rename)(c, names) for c in chunks], grid, dtype=np.int32)
 
 
-CONTACT_BYTES = 0.6
-"""Bytes for each voxel of the volume that a table of all contacts takes while it is made."""
+CONTACT_BYTES = 48
+"""Bytes of a contact in a table."""
+
+VOXELS_PER_CONTACT = 320
+"""No denser are contacts taken to be."""
+
+ROWS = 2**22
+"""Contacts that one task looks at together, about, where all of them may not fit in memory."""
+
+ROW_BYTES = 200
+"""Bytes that each of these takes meanwhile."""
+
+NAME_BYTES = 12
+"""Bytes of a label in the one union along contacts: its root (4, from 2**31 on 8), its name."""
+
+
+def memory_of_ranges(contacts: int) -> int:
+    """Bytes that it takes at most to add up contacts by ranges of labels."""
+    return ROW_BYTES * min(contacts, ROWS + ROWS // 4)  # ranges are cut by samples
 
 
 def memory_of_contacts(core: int) -> int:

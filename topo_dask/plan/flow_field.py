@@ -8,7 +8,13 @@ from typing import Any
 
 from topo_dask.config import RefineSettings, SegmentSettings
 from topo_dask.graph.cleanup import memory_of_errors
-from topo_dask.graph.contacts import CONTACT_BYTES, memory_of_contacts
+from topo_dask.graph.contacts import (
+    CONTACT_BYTES,
+    NAME_BYTES,
+    VOXELS_PER_CONTACT,
+    memory_of_contacts,
+    memory_of_ranges,
+)
 from topo_dask.graph.device import (
     device_memory_of_cells,
     device_memory_of_errors,
@@ -65,6 +71,11 @@ class StepsWork(Work):
         chunks = output_chunks(self.grid.largest, shape)
         return space_of(shape, chunks, itemsize, zarr_format=self.zarr_format)
 
+    @property
+    def _joins(self) -> int:
+        """Contacts that there are taken to be."""
+        return len(self.grid) + self.voxels // VOXELS_PER_CONTACT
+
     def _together(self, stage: str, table: int) -> Iterator[StagePlan]:
         """A stage that brings tables of all blocks together, where they are many."""
         if len(self.grid) > FAN_IN:
@@ -74,7 +85,7 @@ class StepsWork(Work):
 
     def _contacts(self) -> Iterator[StagePlan]:
         """Stage contacts, and its sums."""
-        blocks, table = len(self.grid), round(CONTACT_BYTES * self.voxels / 4)
+        blocks, table = len(self.grid), CONTACT_BYTES * self._joins
         read = round(1.05 * self.voxels) * (8 + 3 * self.inputs[0].itemsize)
         memory = peak(memory_of_contacts(self.block))
         yield StagePlan("contacts", blocks, memory, read, table, blocks)
@@ -105,15 +116,20 @@ class StepsWork(Work):
 
     def steps(self) -> Iterator[StagePlan]:
         """The stages of the group."""
-        joins = peak(CONTACT_BYTES * self.voxels, voxels=False)
-        table = round(CONTACT_BYTES * self.voxels / 4)
+        table, ranges = CONTACT_BYTES * self._joins, memory_of_ranges(self._joins)
+        parts = most_components(self.grid, self.settings.convergence_radius)
         if self.settings.group == 2 or self.evidence:
             yield from self._contacts()
         if self.evidence:
             yield from self._sums("parts")
-            yield StagePlan("evidence", 1, joins, table, table, 2)
+            # The joins by ranges of parts, then what is known of all parts.
+            most = peak(max(ranges, 3 * self._facts), voxels=False)
+            yield StagePlan("evidence", 1, most, table, 2 * table, 2)
         if self.settings.group == 2:
-            yield StagePlan("join", 1, joins, table, table, 1)
+            # With evidence contacts are between parts, whose names are read and made anew.
+            instances = min(parts, self.voxels // max(1, self.settings.min_size))
+            names = NAME_BYTES * instances + (16 * parts if self.evidence else 0)
+            yield StagePlan("join", 1, peak(ranges + names, voxels=False), table, table, 1)
             yield from self._split()
         if self.settings.group == 3:
             yield self._orphans()
@@ -167,7 +183,7 @@ class StepsWork(Work):
         labels = self._array(4)
         if not self.evidence:
             return Space(labels.size, labels.files + 3, labels.in_folder)
-        parts, table = self._array(8), round(CONTACT_BYTES * self.voxels / 4)
+        parts, table = self._array(8), CONTACT_BYTES * self._joins
         return Space(
             labels.size + parts.size + table, labels.files + parts.files + 6, labels.in_folder
         )
@@ -196,8 +212,8 @@ class SegmentWork(StepsWork):
         why = "one task; as many as particles can end in apart from each other, often far fewer"
         yield Decision("union", f"of at most {count} parts of instances in blocks", why)
         if self.settings.group == 2 or self.evidence:
-            each = f"{CONTACT_BYTES:g} and {PIECE_BYTES / VOXELS_PER_PIECE:g} bytes a voxel"
-            why = "one task each; labels of very many tiny contacts or pieces may take more"
+            each = f"one for every {VOXELS_PER_CONTACT} and {VOXELS_PER_PIECE} voxels"
+            why = "labels of very many tiny contacts or pieces may take more"
             yield Decision("tables", f"of contacts and pieces, taken as {each}", why)
         how = {
             1: "convex objects: tracking and clustering",
@@ -405,8 +421,8 @@ class RelabelWork(StepsWork):
 
     def stages(self, machine: Machine) -> Iterator[StagePlan]:
         """See `Work`."""
-        table = round(CONTACT_BYTES * self.voxels / 4)
-        memory = peak(CONTACT_BYTES * self.voxels, voxels=False)
+        table = CONTACT_BYTES * self._joins
+        memory = peak(4 * table, voxels=False)
         yield StagePlan("names", 1, memory, table, table // 4, 1)
         if self.settings.group == 2:
             yield from self._split()

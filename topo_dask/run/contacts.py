@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topo_dask.graph.contacts import (
+    ROWS,
     JoinRules,
     contact_region,
     contacts_of_block,
@@ -29,9 +30,6 @@ from topo_dask.storage import AnyArray
 
 FAN_IN = 64
 """Tables that one task adds up."""
-
-ROWS = 2**22
-"""Contacts that the one union looks at together, about; each takes some 200 bytes meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,26 +87,28 @@ def load_contacts(path: Path, *, memory_map: bool = False) -> ContactTable:
     return ContactTable(a.view(np.uint64), b.view(np.uint64), *others)
 
 
-def contacts_in(
-    tables: Sequence[ContactTable], names: npt.NDArray[np.uint64] | None, rows: int = ROWS
-) -> Iterator[ContactTable]:
-    """The contacts of several tables added up, those of a range of labels after the other.
+def rows_between(tables: Sequence[ContactTable], low: int, end: int) -> list[ContactTable]:
+    """The rows of several tables whose lower label is in a range; no others are read."""
+    ends = (np.searchsorted(t.a, np.array([low, end], np.uint64)) for t in tables)
+    return [t.take(slice(*both)) for t, both in zip(tables, ends, strict=True)]
 
-    ``names``: the contacts are between these names of the labels, see `contacts_under`.
-    """
-    if names is None:
-        for low, end in label_ranges(tables, rows):
-            ends = (np.searchsorted(t.a, np.array([low, end], np.uint64)) for t in tables)
-            yield merge_contacts(
-                [t.take(slice(*both)) for t, both in zip(tables, ends, strict=True)]
-            )
-        return
-    pieces = [t.take(slice(n, n + rows)) for t in tables for n in range(0, len(t), rows)]
-    parts = len(range(0, sum(map(len, tables)) or 1, rows))
-    for part in range(parts):  # names of any size may lie anywhere in the tables
-        low, end = (len(names) * n // parts for n in (part, part + 1))
-        some = (contacts_under(piece, names) for piece in pieces)
-        yield merge_contacts([t.take((t.a >= low) & (t.a < end)) for t in some])
+
+def contacts_in(tables: Sequence[ContactTable], rows: int = ROWS) -> Iterator[ContactTable]:
+    """The contacts of several tables added up, those of a range of labels after the other."""
+    for low, end in label_ranges([t.a for t in tables], rows):
+        yield merge_contacts(rows_between(tables, low, end))
+
+
+def under_names(
+    tables: Sequence[ContactTable], names: npt.NDArray[np.uint64], folder: Path, rows: int = ROWS
+) -> list[ContactTable]:
+    """The contacts of several tables between other names, see `contacts_under`, in new files."""
+    pieces = (t.take(slice(n, n + rows)) for t in tables for n in range(0, len(t), rows))
+    found = []
+    for number, piece in enumerate(pieces):
+        save_contacts(folder / f"{number}.npy", contacts_under(piece, names))
+        found.append(load_contacts(folder / f"{number}.npy", memory_map=True))
+    return found
 
 
 def find_contacts(task: ContactTask) -> int:
@@ -136,8 +136,9 @@ def join_all(task: JoinTask) -> int:
     """
     tables = [load_contacts(path, memory_map=True) for path in task.tables]
     before = None if task.view.names is None else load_array(task.view.names)
-    found = contacts_in(tables, before if task.stored else None)
-    pairs = (joined_pairs(table, task.rules) for table in found)
+    if task.stored and before is not None:
+        tables = under_names(tables, before, task.path.with_name("renamed"))
+    pairs = (joined_pairs(table, task.rules) for table in contacts_in(tables))
     names, instances = names_along(pairs, task.view.instances)
     save_array(task.path, names if before is None else names[before])
     return instances

@@ -9,24 +9,28 @@ made them.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import zarr
 
 from topo_dask.errors import InputNotFound, InvalidArgument, InvalidData, InvalidType, TopoError
-from topo_dask.graph.contacts import Joins, all_joins
-from topo_dask.kernels.tables import ContactTable, merge_contacts
+from topo_dask.graph.contacts import ROWS, Joins, label_ranges, with_close
+from topo_dask.kernels.tables import ContactTable
 from topo_dask.run.chain import Chain
-from topo_dask.run.contacts import contact_tables, load_contacts
-from topo_dask.run.files import load_array
+from topo_dask.run.contacts import contact_tables, load_contacts, rows_between
+from topo_dask.run.files import load_array, save_array, save_pieces
 from topo_dask.run.job import RunResult
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.merge import edges_in
 from topo_dask.run.refine import added_up, columns_of, few
 from topo_dask.storage import MARK, AnyArray, load_table, local_path, save_table
+
+UInt64 = npt.NDArray[np.uint64]
 
 FOLDER = "evidence"
 """Its name in the output's group."""
@@ -36,11 +40,11 @@ _CONTACTS = tuple(ContactTable.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class EvidenceTask:
-    """One table of all joins."""
+    """One table of all joins; ``work`` is where the parts are, and room for what is between."""
 
     contacts: tuple[Path, ...]
     edges: tuple[Path, ...]
-    parts: Path
+    work: Path
     sums: tuple[Path, ...]
     folder: Path
     fingerprint: str
@@ -84,27 +88,87 @@ class Evidence:
         return Joins(table, columns["close"], _columns(self.sizes, ("voxels",))["voxels"])
 
 
+def in_runs(pairs: Iterable[UInt64], rows: int) -> Iterator[UInt64]:
+    """Pairs that come in pieces, some ``rows`` at a time.
+
+    Parameters
+    ----------
+    pairs
+        uint64 ``[E,2]``.
+    rows
+        About how many at a time.
+
+    Yields
+    ------
+    uint64 ``[2,E]``: the smaller of each pair first; these ascend.
+
+    Examples
+    --------
+    >>> list(in_runs([np.array([[7, 2], [1, 9]], np.uint64)], 5))
+    [array([[1, 2],
+           [9, 7]], dtype=uint64)]
+    """
+
+    def ascending() -> UInt64:
+        both = np.sort(np.concatenate([np.zeros((0, 2), np.uint64), *held]), axis=1)
+        return np.ascontiguousarray(both[np.argsort(both[:, 0])].T)
+
+    held: list[UInt64] = []
+    room = rows
+    for some in pairs:
+        held.append(some)
+        room -= len(some)
+        if room <= 0:
+            yield ascending()
+            held, room = [], rows
+    yield ascending()
+
+
+def close_pairs(task: EvidenceTask) -> list[UInt64]:
+    """Pairs of parts that are close, in files: see `in_runs`."""
+    parts, first = (
+        load_array(task.work / "parts" / f"{name}.npy", memory_map=True)
+        for name in ("of-owner", "first")
+    )
+    found = []
+    pairs = (parts[places] for places in edges_in(task.edges, first))
+    for number, run in enumerate(in_runs(pairs, ROWS)):
+        path = task.work / "close" / f"{number}.npy"
+        save_array(path, run)
+        found.append(load_array(path, memory_map=True))
+    return found
+
+
+def joins_in(
+    contacts: Sequence[ContactTable], close: Sequence[UInt64], rows: int = ROWS
+) -> Iterator[tuple[ContactTable, npt.NDArray[np.bool_]]]:
+    """The table of all joins, those of a range of parts after the other, see `with_close`."""
+    for low, end in label_ranges([*(t.a for t in contacts), *(pairs[0] for pairs in close)], rows):
+        both = np.array([low, end], np.uint64)
+        some = [pairs[:, slice(*np.searchsorted(pairs[0], both))] for pairs in close]
+        yield with_close(rows_between(contacts, low, end), np.concatenate(some, axis=1).T)
+
+
+def _columns_of_joins(
+    table: ContactTable, close: npt.NDArray[np.bool_]
+) -> dict[str, npt.NDArray[Any]]:
+    columns = {name: getattr(table, name) for name in _CONTACTS}
+    mean_dot = np.where(table.area > 0, table.mean_dot, np.nan)
+    return {**columns, "mean_dot": mean_dot, "close": close}
+
+
 def keep_joins(task: EvidenceTask) -> int:
-    """Stage evidence: the tables of all joins and of all parts; gives the number of joins."""
-    contacts = merge_contacts([load_contacts(path) for path in task.contacts])
-    parts, first, voxels = (
-        load_array(task.parts / f"{name}.npy") for name in ("of-owner", "first", "voxels")
-    )
-    places = np.concatenate([np.zeros((0, 2), np.int64), *edges_in(task.edges, first)])
-    joins = all_joins(contacts, parts[places], voxels)
-    columns = {name: getattr(joins.contacts, name) for name in _CONTACTS}
-    save_table(
-        task.folder / "joins.npz",
-        **columns,
-        mean_dot=np.where(columns["area"] > 0, joins.contacts.mean_dot, np.nan),
-        close=joins.close,
-        fingerprint=task.fingerprint,
-    )
+    """Stage evidence: the tables of all joins and of all parts; gives the number of joins.
+
+    Of the joins it holds those of a range of parts at a time.
+    """
+    contacts = [load_contacts(path, memory_map=True) for path in task.contacts]
+    pieces = (_columns_of_joins(*some) for some in joins_in(contacts, close_pairs(task)))
+    joins = save_pieces(task.folder / "joins.npz", pieces, task.work, fingerprint=task.fingerprint)
+    voxels = load_array(task.work / "parts" / "voxels.npy", memory_map=True)
     facts = columns_of(**added_up(task.sums))
-    save_table(
-        task.folder / "parts.npz", voxels=joins.voxels, fingerprint=task.fingerprint, **facts
-    )
-    return len(joins.close)
+    save_table(task.folder / "parts.npz", voxels=voxels, fingerprint=task.fingerprint, **facts)
+    return joins
 
 
 def keep_evidence(
@@ -126,7 +190,7 @@ def keep_evidence(
     paths, mark = contact_tables(chain, base.bare, flow=flow, step_size=step_size)
     folder = chain.run.output.beside(FOLDER)
     facts = few(chain, "parts", fingerprint(base.bare.mark, "parts"), sums)
-    task = EvidenceTask(tuple(paths), edges, chain.work / "parts", facts, folder, final)
+    task = EvidenceTask(tuple(paths), edges, chain.work, facts, folder, final)
     chain.stage("evidence", fingerprint(mark, base.mark, final), keep_joins, [task])
     attributes: dict[str, Any] = {MARK: {"fingerprint": final, **settings}}
     base.array.update_attributes(attributes)

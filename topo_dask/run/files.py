@@ -6,11 +6,12 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import uuid
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import dask.array as da
 import numpy as np
@@ -178,6 +179,42 @@ def save_table(path: Path, **columns: npt.ArrayLike) -> None:
     """Write named arrays, whole or not at all; see `storage.save_table`."""
     note(path)
     storage.save_table(path, **columns)
+
+
+def save_pieces(
+    path: Path, pieces: Iterable[dict[str, npt.NDArray[Any]]], scratch: Path, **more: npt.ArrayLike
+) -> int:
+    """Write a table of the result whose rows come in pieces, none of which is kept; gives how many.
+
+    Parameters
+    ----------
+    path
+        The file.
+    pieces
+        At least one: columns of some rows.
+    scratch
+        A folder that holds the columns until all rows are there.
+    more
+        Other arrays of the table.
+    """
+    # Some file systems keep what is mapped: that goes with the scratch.
+    temporary = tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True)
+    with temporary as folder, ExitStack() as opened:
+        files: dict[str, tuple[BinaryIO, np.dtype[Any]]] = {}
+        rows = 0
+        for piece in pieces:
+            for name, values in piece.items():
+                if name not in files:
+                    file = opened.enter_context(Path(folder, name).open("w+b"))
+                    files[name] = file, values.dtype
+                values.tofile(files[name][0])
+            rows += len(values)
+        columns = {
+            name: np.memmap(file, dtype, "r") if rows else np.zeros(0, dtype)
+            for name, (file, dtype) in files.items()
+        }
+        storage.save_table(path, **columns, **more)
+        return rows
 
 
 def load_table(path: Path, names: Sequence[str] | None = None) -> dict[str, npt.NDArray[Any]]:
