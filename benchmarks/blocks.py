@@ -27,7 +27,7 @@ import common
 import topo_dask
 from topo_dask.errors import InvalidArgument
 from topo_dask.plan.outline import readable_bytes
-from topo_dask.run import merge, refine, segment
+from topo_dask.run import merge, refine, segment, together
 from topo_dask.run.execute import open_engine
 from topo_dask.storage import create_array
 
@@ -102,7 +102,8 @@ def hollow() -> Iterator[None]:
         (merge, "cells_of_block", blocks.cells_of_block),
         (merge, "number_all", blocks.number_all),
         (refine, "write_table", blocks.write_table),
-        *((merge, name, blocks.some) for name in ("own_block", "edges_of_block", "bring_together")),
+        (together, "bring_together", blocks.some),
+        *((merge, name, blocks.some) for name in ("own_block", "edges_of_block")),
         *((refine, name, blocks.some) for name in ("write_block", "sum_tables", "gather")),
     ]
     with contextlib.ExitStack() as stack:

@@ -28,7 +28,8 @@ from topo_dask.graph.merge import OWNER_BITS
 from topo_dask.graph.union import Union, unite
 from topo_dask.plan.outline import readable_bytes
 from topo_dask.run.files import save_array
-from topo_dask.run.merge import FAN_IN, NumberTask, number_all
+from topo_dask.run.merge import NumberTask, number_all
+from topo_dask.run.together import FAN_IN
 from topo_dask.storage import save_table
 
 TITLE = "Union-find over the edges that cross faces"
