@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
-from topo_dask.graph.contacts import ROWS, memory_of_ranges
+from topo_dask.graph.contacts import NAME_BYTES, ROWS, memory_of_ranges, names_along
 from topo_dask.graph.merge import numbers_in
 from topo_dask.kernels.tables import ContactTable, merge_contacts
 from topo_dask.run.contacts import contacts_in, load_contacts, save_contacts, under_names
@@ -80,6 +80,21 @@ def test_memory_of_joins_is_that_of_a_range(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
         assert peak < memory_of_ranges(2**40) / ROWS * rows
+
+
+def test_memory_of_names_is_a_few_bytes_a_label() -> None:
+    rng, count, block = np.random.default_rng(0), 1_000_000, 5_000
+    pairs = (some_pairs(rng, count, block) for _ in range(count // block // 2))
+    names_along([], 1)  # compiles
+    tracemalloc.start()
+    try:
+        names, instances = names_along(pairs, count)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(names) == count + 1
+    assert 0 < instances == names.max() < count
+    assert peak <= NAME_BYTES * count + 2**20
 
 
 def test_a_table_is_written_in_pieces(tmp_path: Path) -> None:

@@ -297,7 +297,8 @@ CONTACT_BYTES = 48
 """Bytes of a contact in a table."""
 
 VOXELS_PER_CONTACT = 320
-"""No denser are contacts taken to be."""
+"""No denser are contacts taken to be; tissue has one for each 1,100 in blocks of 32³ voxels, one
+for each 2,700 in blocks of 128³."""
 
 ROWS = 2**22
 """Contacts that one task looks at together, about, where all of them may not fit in memory."""

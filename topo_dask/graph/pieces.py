@@ -413,7 +413,8 @@ instance and first voxel, which takes 8 and, within the sort, 4; what is decided
 """
 
 VOXELS_PER_PIECE = 400
-"""No denser are pieces of instances taken to be."""
+"""No denser are pieces taken to be; tissue has one for each 2,600 in blocks of 32³ voxels, one for
+each 13,000 in blocks of 128³."""
 
 
 def memory_of_pieces(core: int) -> int:

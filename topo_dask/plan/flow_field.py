@@ -124,11 +124,11 @@ class StepsWork(Work):
             yield from self._sums("parts")
             # The joins by ranges of parts, then what is known of all parts.
             most = peak(max(ranges, 3 * self._facts), voxels=False)
-            yield StagePlan("evidence", 1, most, table, 2 * table, 2)
+            yield StagePlan("evidence", 1, most, table, table, 2)
         if self.settings.group == 2:
-            # With evidence contacts are between parts, whose names are read and made anew.
+            # The new names of instances, then those of their parts.
             instances = min(parts, self.voxels // max(1, self.settings.min_size))
-            names = NAME_BYTES * instances + (16 * parts if self.evidence else 0)
+            names = NAME_BYTES * instances + 8 * parts
             yield StagePlan("join", 1, peak(ranges + names, voxels=False), table, table, 1)
             yield from self._split()
         if self.settings.group == 3:
@@ -349,6 +349,8 @@ class SegmentWork(StepsWork):
         own = [s for s in stages if s.name not in last]
         size = base.size + sum(s.write_bytes for s in own)
         files = base.files + sum(s.files for s in own)
+        if self.evidence:  # close pairs, and the columns of the table before they are in it
+            size += 2 * CONTACT_BYTES * self._joins
         return Space(size, files, max(base.in_folder, len(self.grid)))
 
 

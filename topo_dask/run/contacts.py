@@ -135,12 +135,13 @@ def join_all(task: JoinTask) -> int:
     It holds a few numbers of each instance, and the contacts of a range of them at a time.
     """
     tables = [load_contacts(path, memory_map=True) for path in task.tables]
-    before = None if task.view.names is None else load_array(task.view.names)
+    before = None if task.view.names is None else load_array(task.view.names, memory_map=True)
     if task.stored and before is not None:
         tables = under_names(tables, before, task.path.with_name("renamed"))
     pairs = (joined_pairs(table, task.rules) for table in contacts_in(tables))
     names, instances = names_along(pairs, task.view.instances)
-    save_array(task.path, names if before is None else names[before])
+    # As int64, or NumPy copies the indices.
+    save_array(task.path, names if before is None else names[before.view(np.int64)])
     return instances
 
 
