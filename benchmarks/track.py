@@ -7,10 +7,10 @@ particle steps a second compare them. What reading and decoding takes is shown b
 storage's cost, and the wider the halo and the smaller the blocks, the more often the same flow is
 decoded.
 
-- A crop in small blocks, one after the other in this process, and the kernel on one thread (zarr
-  decodes on its own); for a flow as `flows` stores it and for an uncompressed one.
-- All of the volume in blocks of the usual size, once: the same, and on a local cluster of as many
-  workers, of one thread each, as the kernel has threads.
+- A crop in small blocks, one after the other on a cluster of one worker, and the kernel on one
+  thread (zarr decodes on its own); for a flow as `flows` stores it and for an uncompressed one.
+- All of the volume in blocks of the usual size, once: the same, and on as many workers, of one
+  thread each, as the kernel has threads.
 
 Ends with status 1 when the labels depend on how the flow is stored.
 """
@@ -34,7 +34,7 @@ from overhead import Clock, opened
 import topo_dask
 from topo_dask.kernels import cpu
 from topo_dask.kernels.parallel import available_cores
-from topo_dask.run.execute import Engine, open_engine
+from topo_dask.run.execute import Engine
 from topo_dask.storage import create_array
 
 TITLE = "Tracking in blocks"
@@ -169,7 +169,7 @@ def in_small_blocks(parsed: argparse.Namespace, folder: Path) -> Measured:
     """A crop, several times."""
     made = Measured(common.crop(parsed.labels, parsed.size), parsed, folder)
     alone = made.kernel(parsed.repetitions)
-    with open_engine("sync") as engine:
+    with opened(1) as engine:
         for name, store in made.stores.items():
             rounds(store, engine, parsed, folder, parsed.blocks)  # warms up
             made.run(name, engine, parsed.blocks, alone, parsed.repetitions)
@@ -179,14 +179,12 @@ def in_small_blocks(parsed: argparse.Namespace, folder: Path) -> Measured:
 def in_usual_blocks(parsed: argparse.Namespace, folder: Path, warm: Measured) -> Measured:
     """The volume, once; ``warm`` is what the workers begin with."""
     made = Measured(common.crop(parsed.labels, parsed.large), parsed, folder)
-    name, blocks = next(iter(made.stores)), parsed.large_blocks
-    with open_engine("sync") as engine:
-        made.run(name, engine, blocks, made.kernel(1), 1)
-    if parsed.workers > 1:
-        alone = made.kernel(1, parsed.workers)
-        with opened(parsed.workers) as engine:
+    name = next(iter(made.stores))
+    for workers in sorted({1, parsed.workers}):
+        alone = made.kernel(1, workers)
+        with opened(workers) as engine:
             rounds(warm.stores[name], engine, parsed, warm.folder, parsed.blocks)
-            made.run(name, engine, blocks, alone, 1)
+            made.run(name, engine, parsed.large_blocks, alone, 1)
     return made
 
 
