@@ -7,12 +7,13 @@ BIN := $(VENV)/bin
 # Two test files at a time: what begins processes and waits for them leaves a core without work.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: help demo test test-all nightly lint clean
+.PHONY: help demo test test-slow test-all nightly lint clean
 
 help:
 	@echo "make demo      make a volume, run the whole chain on it, leave labels and pictures"
 	@echo "make test      ruff, mypy and the tests"
-	@echo "make test-all  the same, with the tests that take minutes"
+	@echo "make test-slow the tests that take minutes: batch clusters, every fault in every stage"
+	@echo "make test-all  both"
 	@echo "make nightly   the one-answer properties, thousands of cases"
 	@echo "make clean     remove $(VENV) and what the targets left"
 
@@ -29,8 +30,10 @@ lint: $(VENV)/.installed-dev
 test: lint
 	$(PYTEST) -m "not slow"
 
-test-all: lint
-	$(PYTEST)
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
+
+test-all: test test-slow
 
 nightly: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m nightly --hypothesis-profile=nightly --timeout=0

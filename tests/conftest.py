@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,15 @@ settings.register_profile(
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=5_000)
 settings.load_profile("default")
+
+
+def pytest_configure() -> None:
+    """Mind Ctrl-C where a shell began the tests in its background, which has them ignore it.
+
+    Drivers that the tests begin would inherit that, and are sent one.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -251,7 +251,8 @@ def test_the_demo_on_slurm_makes_the_labels_of_a_machine_alone(
         slurm.cancel(cancelled)
         wait_until(lambda: cancelled not in slurm.jobs("R"), 30, "a job that is cancelled")
         assert driver.poll() is None
-        assert "JobState=CANCELLED" in slurm.call("scontrol", "show", "job", cancelled)
+        told = ("scontrol", "show", "job", cancelled)  # it is COMPLETING for a while
+        wait_until(lambda: "JobState=CANCELLED" in slurm.call(*told), 30, "its end")
         shown, _ = driver.communicate(timeout=300)
         assert driver.returncode == 0, shown
     assert "slurm jobs; dashboard: http://127.0.0.1:" in shown
