@@ -291,7 +291,8 @@ def test_a_dask_worker_that_dies_is_made_up_for(
     ("run", "options", "killed_in", "file", "again"),
     [
         ("segment", {}, "number", "cells/7.npz", {"cells": 1}),
-        ("segment", {}, "labels", "index/7.npy", {"cells": 1, "track": 1}),
+        ("segment", {}, "labels", "index/7.npy", {"cells": 1}),
+        ("segment", {}, "labels", "ends/7.npy", {"track": 1}),
         ("segment", {"group": 3}, "orphans", "parts/parts/c/1/3/1", {"labels": 1}),
         ("segment", {"group": 2}, "measure", "steps/split.zarr/c/1/3/1", {"split": 1}),
         ("flows", {"overlap": 4}, "fuse", "tiles/20.npy", {"flows": 1}),
@@ -334,21 +335,20 @@ def test_damaged_scratch_is_made_again_and_no_more(
 
 def test_what_others_may_have_read_in_between_is_all_made_again() -> None:
     kinds = {
-        "ends": {"ends/#.npy", "mask/#.npy"},
-        "cells": {"ends/#.npy amended", "cells/#.npz"},
+        "track": {"ends/#.npy", "mask/#.npy"},
+        "cells": {"index/#.npy", "cells/#.npz"},
         "split": {"split.zarr"},
         "absorb": {"found/#.npz"},
         "fill": {"split.zarr"},
         "write": {"s0"},
     }
     stages = Stages(Path(), tuple(kinds), kinds)
-    part = {0: False, 1: False}
-    assert stages.again([0], whole=False) == stages.again([1], whole=False) == part
-    assert stages.again([1], whole=True) == {0: True, 1: True}
+    assert stages.again([0], whole=False) == {0: False}
+    assert stages.again([1], whole=True) == {1: True}
     whole = {2: True, 3: True, 4: True}
     assert all(stages.again([n], whole=False) == whole for n in whole)
     assert stages.again([5], whole=False) == {5: False}
-    assert stages.again([0, 3], whole=False) == part | whole
+    assert stages.again([0, 3], whole=False) == {0: False} | whole
 
 
 # ----------------------------------------------------------------------------- changed settings

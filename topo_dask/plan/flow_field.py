@@ -284,8 +284,9 @@ class SegmentWork(StepsWork):
         radius = self.settings.convergence_radius
         in_block, every = most_cells(self.block, radius), most_cells(voxels, radius)
         ends, index, table = 24 * voxels, 4 * voxels, CELL_BYTES * every
+        home = 32 * round(self.leaving * voxels)
         memory = peak(memory_of_cells(self.block, away))
-        cells = StagePlan("cells", blocks, memory, ends, index + ends + table, 2 * blocks)
+        cells = StagePlan("cells", blocks, memory, ends + home, index + home + table, 2 * blocks)
         yield replace(cells, device_bytes=device_memory_of_cells(self.block))
         memory = peak(3 * CELL_BYTES * in_block, voxels=False)
         yield StagePlan("own", blocks, memory, 2 * table, table, blocks)
@@ -296,7 +297,7 @@ class SegmentWork(StepsWork):
         yield StagePlan("number", 1, memory, table // 4, table // 8, 6)
         labels = self._array(8)
         memory = peak(memory_of_labels(self.block))
-        read = index + 3 * table + ends
+        read = index + 3 * table + ends + home
         written = labels.size + self._facts
         yield StagePlan("labels", blocks, memory, read, written, labels.files + blocks)
 

@@ -27,7 +27,6 @@ from topo_dask.errors import DamagedFile
 from topo_dask.storage import AnyArray
 
 LEDGER, STAGES, STRUCK, INPUTS = "ledger", "stages.txt", "struck.json", "inputs"
-AMENDED = " amended"
 BEGIN_ANEW = "pass overwrite=True (--overwrite) to begin anew"
 
 _noted = threading.local()
@@ -49,15 +48,11 @@ def kind_of(path: Path) -> str:
     return str(Path(*folders, re.sub(r"\d+", "#", name)))
 
 
-def note(path: Path, *, amends: bool = False) -> None:
-    """Note that a task writes a file.
-
-    ``amends``: an earlier stage wrote it, and of all tasks between only that of the same block has
-    looked at it.
-    """
+def note(path: Path) -> None:
+    """Note that a task writes a file."""
     kinds: set[str] | None = getattr(_noted, "kinds", None)
     if kinds is not None and path.is_relative_to(_noted.work):
-        kinds.add(kind_of(path.relative_to(_noted.work)) + AMENDED * amends)
+        kinds.add(kind_of(path.relative_to(_noted.work)))
 
 
 @dataclass(frozen=True)
@@ -182,29 +177,23 @@ class Stages:
 
     def writers(self, kind: str) -> list[int]:
         """Positions of the stages that wrote files of a kind."""
-        either = {kind, kind + AMENDED}
-        return [n for n, name in enumerate(self.names) if self.kinds[name] & either]
+        return [n for n, name in enumerate(self.names) if kind in self.kinds[name]]
 
     def again(self, first: Iterable[int], *, whole: bool) -> dict[int, bool]:
         """What must be done again with some stages; for each whether all of it.
 
         A task that is done again writes all of its files. Where a later stage wrote one of them
-        too, that must follow; where others may have read it in between, all of them from the first
-        writer to the last, for what they read then is there no more.
+        too, all stages from the first writer to the last must follow: what those between have read
+        is there no more.
         """
         found = dict.fromkeys(first, whole)
-        every = {kind.removesuffix(AMENDED) for kinds in self.kinds.values() for kind in kinds}
-        amended = {kind for kind in every if any(kind + AMENDED in k for k in self.kinds.values())}
-        several = {kind: writers for kind in every if len(writers := self.writers(kind)) > 1}
+        every = map(self.writers, set().union(*self.kinds.values()))
+        several = [writers for writers in every if len(writers) > 1]
         before: dict[int, bool] = {}
         while before != found:
             before = dict(found)
-            for kind, writers in several.items():
-                if kind in amended:
-                    touched = [found[n] for n in writers if n in found]
-                    if touched:
-                        found |= dict.fromkeys(writers, any(touched))
-                elif any(writers[0] <= n <= writers[-1] for n in found):
+            for writers in several:
+                if any(writers[0] <= n <= writers[-1] for n in found):
                     found |= dict.fromkeys(range(writers[0], writers[-1] + 1), True)
         return found
 
@@ -351,7 +340,7 @@ def _family(kind: str) -> str:
 
 
 def _is_writer(stages: Stages, stage: int, kind: str, like: str | None) -> bool:
-    kinds = {k.removesuffix(AMENDED) for k in stages.kinds[stages.names[stage]]}
+    kinds = stages.kinds[stages.names[stage]]
     return kind in kinds if like is None else any(_family(k) == like for k in kinds)
 
 

@@ -148,9 +148,9 @@ def input_mark(source: Any) -> str:
     return str(tokenize(*parts))
 
 
-def save_array(path: Path, array: npt.NDArray[Any], *, amends: bool = False) -> None:
-    """Write an array as .npy, whole or not at all; ``amends``: see `damage.note`."""
-    note(path, amends=amends)
+def save_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array as .npy, whole or not at all."""
+    note(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:

@@ -99,9 +99,7 @@ def cells_of_block(task: MergeTask) -> list[int]:
     job = task.job
     ends = load_array(job.file("ends", task.block))
     home = collect(job.work, task.mail)
-    if len(home):
-        ends[home.row] = home.positions
-        save_array(job.file("ends", task.block), ends, amends=True)
+    ends[home.row] = home.positions
     cell_table = kernels_for(job.settings.backend).cell_table
     table, index = cell_table(ends, shape=job.grid.shape, radius=job.radius)
     save_array(job.file("index", task.block), index.astype(np.uint32))
@@ -110,6 +108,8 @@ def cells_of_block(task: MergeTask) -> list[int]:
         cells=table.cells,
         counts=table.counts,
         offsets=table.offsets,
+        home_rows=home.row,
+        home_positions=home.positions,
     )
     owners: list[int] = np.unique(cell_owners(table.cells, job.grid, job.radius)).tolist()
     return owners
@@ -120,7 +120,8 @@ def own_block(task: MergeTask) -> int:
     job = task.job
     parts = []
     for sender in task.others:
-        table = CellTable(**load_table(job.file("cells", sender, "npz")))
+        columns = load_table(job.file("cells", sender, "npz"), ("cells", "counts", "offsets"))
+        table = CellTable(**columns)
         mine = cell_owners(table.cells, job.grid, job.radius) == task.block
         parts.append(CellTable(table.cells[mine], table.counts[mine], table.offsets[mine]))
     owned = owned_cells(parts, job.grid.shape, job.radius)
@@ -220,8 +221,8 @@ def label_block(task: MergeTask) -> None:
     index = load_array(job.file("index", task.block))
     out = paint(mask, index, parts_of_cells(job, cells), job.out.dtype)
     job.out[core.slices] = out
-    ends = job.file("ends", task.block)
-    measure_labels(job.file("measure", task.block, "npz"), out, mask, core, ends)
+    path, ends = job.file("measure", task.block, "npz"), job.load_ends(task.block)
+    measure_labels(path, out, mask, core, ends)
 
 
 def ignored(number: int, result: Any) -> None:

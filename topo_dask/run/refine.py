@@ -198,7 +198,11 @@ class WholeTask:
 
 
 def measure_labels(
-    path: Path, labels: npt.NDArray[Any], mask: npt.NDArray[np.bool_], core: Region, ends: Path
+    path: Path,
+    labels: npt.NDArray[Any],
+    mask: npt.NDArray[np.bool_],
+    core: Region,
+    ends: npt.NDArray[np.float64],
 ) -> None:
     """Sizes, boxes and endpoints of a block's labels into a file.
 
@@ -211,17 +215,17 @@ def measure_labels(
     core
         Where it lies.
     ends
-        File with their final positions.
+        Their final positions.
     """
-    table = cpu.end_sums(labels[mask], load_array(ends))
+    table = cpu.end_sums(labels[mask], ends)
     save_sums(path, facts=facts_of_block(labels, core.start), ends=table)
 
 
 def measure_block(task: BlockTask) -> int:
     """Stage measure: the labels of a block that a step has changed."""
     labels, job = task.view.read(task.core), task.job
-    ends = job.file("ends", task.block)
-    measure_labels(task.path, labels, job.load_mask(task.block), task.core, ends)
+    mask, ends = job.load_mask(task.block), job.load_ends(task.block)
+    measure_labels(task.path, labels, mask, task.core, ends)
     return 0
 
 

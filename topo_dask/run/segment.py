@@ -36,6 +36,7 @@ from topo_dask.run.evidence import keep_evidence as keep_evidence_of
 from topo_dask.run.files import (
     input_mark,
     load_array,
+    load_table,
     open_input,
     save_array,
     scratch_array,
@@ -133,6 +134,13 @@ class SegmentJob:
         core = self.grid.region(block)
         packed = load_array(self.file("mask", block))
         return np.unpackbits(packed, count=core.size).astype(bool).reshape(core.shape)
+
+    def load_ends(self, block: int) -> npt.NDArray[np.float64]:
+        """Where the particles of a block ended, in their order, once its cells are known."""
+        ends = load_array(self.file("ends", block))
+        home = load_table(self.file("cells", block, "npz"), ("home_rows", "home_positions"))
+        ends[home["home_rows"]] = home["home_positions"]
+        return ends
 
     def file(self, kind: str, block: int, suffix: str = "npy") -> Path:
         """Where a block's data of some kind is."""
