@@ -15,8 +15,8 @@ from topo_dask.plan.outline import Decision, Machine, Plan, Space, StagePlan, re
 FAN_IN = 64
 """Tables that one task of a tree adds up."""
 
-SLACK = 1.15
-"""What an allocator takes for arrays of some size."""
+SLACK = 1.3
+"""What an allocator takes for arrays of some size, with what lies free between those it keeps."""
 
 CODEC = 32 * 2**20
 """Bytes of the chunks that are decoded and encoded beside what a task computes with."""
