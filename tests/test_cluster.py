@@ -13,11 +13,12 @@ from typing import Any
 
 import dask
 import pytest
+from distributed import Client, LocalCluster
 
 from topo_dask.cluster import ClusterOptions, job_script, read_options, start
 from topo_dask.errors import BackendUnavailable, InputNotFound, InvalidArgument, InvalidType
 from topo_dask.run.batch import ask, lifetime_before, log_of, walltime_seconds
-from topo_dask.run.cluster import signals_as_exceptions
+from topo_dask.run.cluster import kept_up, signals_as_exceptions
 from topo_dask.run.execute import open_engine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -409,6 +410,20 @@ def test_a_worker_that_dask_gives_up_comes_again() -> None:
         (before,) = running.client.run(os.getpid).values()
         os.kill(before, signal.SIGKILL)
         assert sorted(engine.run("pid", pid_of, [0, 1])) != [(0, before), (1, before)]
+
+
+def test_a_worker_that_failed_to_begin_comes_again() -> None:
+    """Its nanny stays where the cluster has its workers."""
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1 h"}),
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        kept_up(cluster),
+        Client(cluster, set_as_default=False) as client,
+    ):
+        cluster.sync(cluster.workers[0].close)
+        assert client.submit(abs, -2).result(timeout=120) == 2
 
 
 def pid_of(_: int) -> int:

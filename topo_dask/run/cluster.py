@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from distributed import Client, LocalCluster, Scheduler, SpecCluster, performance_report
+from distributed import Client, LocalCluster, Scheduler, SpecCluster, Status, performance_report
 
 from topo_dask.errors import BackendUnavailable, InvalidArgument, TopoError
 from topo_dask.kernels.gpu.device import SHARE
@@ -257,13 +257,17 @@ def kept_up(cluster: SpecCluster) -> Iterator[None]:
     """Bring back workers that dask has given up.
 
     It does so with one that was not there for `distributed.deploy.lost-worker-timeout`: one that
-    died again while it began, or took long to begin, or slept with its machine. Where all are
+    died again while it began, or took long to begin, or slept with its machine; and it keeps one
+    that failed to begin, as where the one in whose place it comes is not quite gone. Where all are
     given up, a run would wait for ever.
     """
     over = threading.Event()
 
     def keep() -> None:
         while not over.wait(KEEP_EVERY_S):
+            for name, worker in list(cluster.workers.items()):
+                if worker.status in (Status.closed, Status.failed):
+                    cluster.workers.pop(name, None)
             if len(cluster.workers) < len(cluster.worker_spec):
                 cluster.scale(len(cluster.worker_spec))
 
