@@ -21,7 +21,15 @@ from topo_dask.errors import InvalidData, TaskFailed
 from topo_dask.run import progress as module
 from topo_dask.run.bundles import Bundle
 from topo_dask.run.execute import open_engine
-from topo_dask.run.progress import Display, Log, Notebook, Progress, Terminal, Usage
+from topo_dask.run.progress import (
+    Display,
+    Log,
+    Notebook,
+    Progress,
+    Terminal,
+    Usage,
+    peak_memory,
+)
 from topo_dask.storage import create_array
 
 
@@ -250,3 +258,15 @@ def test_a_batch_log_gets_plain_lines(labels: Path, tmp_path: Path) -> None:
     assert "\r" not in done.stderr
     assert "\x1b" not in done.stderr
     assert [line.split()[0] for line in done.stderr.splitlines()][-1] == "flows"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not hand it down")
+def test_the_peak_of_a_process_is_not_that_of_its_parent() -> None:
+    held = np.ones(2**30, np.uint8)
+    with open_engine("processes") as engine:
+        ((_, peak),) = engine.run("peak", peak_of, [0])
+    assert peak < held.nbytes < peak_memory()
+
+
+def peak_of(_: int) -> int:
+    return peak_memory()
