@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from distributed import Client, LocalCluster
+from distributed import Client
 from faults import (  # noqa: F401
     OOM,
     Cell,
@@ -51,15 +51,8 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs signals")
 @pytest.fixture(scope="module")
 def workers() -> Iterator[Engine]:
     with (
-        LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=OOM,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-        open_engine(client) as engine,
+        start("local", workers=2, cores=1, memory=OOM) as running,
+        open_engine(running) as engine,
     ):
         yield engine
 
