@@ -21,6 +21,7 @@ from dask.delayed import delayed
 from topo_dask.config import SegmentSettings
 from topo_dask.errors import InvalidArgument, InvalidData, InvalidType
 from topo_dask.graph.blocks import Source, assemble, grid_of
+from topo_dask.graph.cells import cell_owners, most_cells
 from topo_dask.graph.check import check_array
 from topo_dask.graph.contacts import join_touching
 from topo_dask.graph.orphans import recover_orphans
@@ -83,12 +84,6 @@ class Numbering:
     def names(self) -> UInt64:
         """The instance of each part, with a first row for background."""
         return np.concatenate([np.zeros(1, np.uint64), self.labels])
-
-
-def cell_owners(cells: Int64, grid: BlockGrid, radius: float) -> Int64:
-    """Number of the block that owns each cell: the one in which its middle, g times c, lies."""
-    corners = cell_kernels.cell_corners(cells, shape=grid.shape, radius=radius)
-    return grid.owner(np.minimum(corners, np.asarray(grid.shape) - 1))
 
 
 def owned_cells(tables: Sequence[CellTable], shape: tuple[int, ...], radius: float) -> Owned:
@@ -215,23 +210,9 @@ def number_instances(
     return Numbering(roots, labels, instances, sizes)
 
 
-CELL_BYTES = 48
-"""Bytes of a cell: number, particles, offsets, component."""
-
-
-def memory_of_cells(core: int, away: int) -> int:
-    """Bytes that it takes at most to sort a block's particles into cells; ``away`` came home."""
-    return 56 * core + 44 * away
-
-
 def memory_of_labels(core: int) -> int:
     """Bytes that it takes at most to paint a block, or to write and measure its labels."""
     return 72 * core
-
-
-def most_cells(core: int, radius: float) -> int:
-    """Cells in which particles of a block end, at most."""
-    return math.ceil(core / cell_kernels.cell_size(radius) ** 3)
 
 
 COMPONENT_BYTES = 48
@@ -289,7 +270,7 @@ def resolve(
 
 def paint(
     mask: npt.NDArray[Any],
-    index: Int64,
+    index: npt.NDArray[np.integer],
     of_cell: npt.NDArray[Any],
     dtype: npt.DTypeLike,
 ) -> npt.NDArray[Any]:

@@ -28,6 +28,9 @@ from topo_dask.kernels import cpu
 from topo_dask.kernels.backends import DeviceKernels, kernels_for
 from topo_dask.kernels.parallel import available_cores
 
+AT_ONCE = 1 << 18
+"""Particles that a task of a run holds beside those of its own block."""
+
 LAZY_ROUNDS = 4
 """Rounds that the lazy graph plans for with its halo; runs on stores need no such number."""
 
@@ -240,18 +243,21 @@ def memory_of_tracking(core: int, read: int, itemsize: int, leaving: float) -> i
     """
     stored = 3 * itemsize + (12 if itemsize < 4 else 0)  # made float32 first
     # Then the flow as it was read is gone: a mask, positions and steps, particles under way;
-    # then the interleaved flow is gone too: positions, and particles sorted and written.
+    # then the interleaved flow is gone too: positions, cells, and particles sorted and written.
     away = round(leaving * core)
+    sorting = 56 * min(AT_ONCE, core)
     return max(
-        (stored + 16) * read + core, 16 * read + 29 * core + 44 * away, 25 * core + 156 * away
+        (stored + 16) * read + core,
+        16 * read + 29 * core + 44 * away,
+        29 * core + 44 * away + sorting,
+        29 * core + 156 * away,
     )
 
 
-def memory_of_advance(core: int, read: int, itemsize: int, leaving: float) -> int:
-    """Bytes that a later round of a block takes at most; see `memory_of_tracking`."""
+def memory_of_advance(read: int, itemsize: int, batch: int) -> int:
+    """Bytes that a later round of a block takes at most, with so many particles at once."""
     stored = 3 * itemsize + (12 if itemsize < 4 else 0)
-    away = round(leaving * core)
-    return max((stored + 16) * read + 44 * away, 200 * away)
+    return max((stored + 16) * read + 88 * batch, 16 * read + 200 * batch)
 
 
 def leaving_share(settings: SegmentSettings, blocks: Sequence[int], halo: int) -> float:

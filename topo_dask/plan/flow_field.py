@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from topo_dask.config import RefineSettings, SegmentSettings
+from topo_dask.graph.cells import CELL_BYTES, keeps_positions, memory_of_cells, most_cells
 from topo_dask.graph.cleanup import memory_of_errors
 from topo_dask.graph.contacts import (
     CONTACT_BYTES,
@@ -23,17 +24,15 @@ from topo_dask.graph.device import (
 from topo_dask.graph.halo import halos_for, tried_blocks
 from topo_dask.graph.holes import FACE_VOXELS_PER_OPEN, OPEN_BYTES, memory_of_holes
 from topo_dask.graph.instances import INSTANCE_BYTES, VOXELS_PER_INSTANCE
-from topo_dask.graph.merge import (
-    CELL_BYTES,
-    COMPONENT_BYTES,
-    memory_of_cells,
-    memory_of_labels,
-    most_cells,
-    most_components,
-)
+from topo_dask.graph.merge import COMPONENT_BYTES, memory_of_labels, most_components
 from topo_dask.graph.nearest import memory_of_nearest
 from topo_dask.graph.pieces import PIECE_BYTES, VOXELS_PER_PIECE, memory_of_pieces
-from topo_dask.graph.track import leaving_share, memory_of_advance, memory_of_tracking
+from topo_dask.graph.track import (
+    AT_ONCE,
+    leaving_share,
+    memory_of_advance,
+    memory_of_tracking,
+)
 from topo_dask.plan.outline import Decision, Machine, Space, StagePlan, space_of
 from topo_dask.plan.work import FAN_IN, Work, all_read, largest_read, peak, tree
 from topo_dask.storage import output_chunks
@@ -263,16 +262,21 @@ class SegmentWork(StepsWork):
             yield StagePlan("halo", tried, memory, 3 * size * read * tried)
         mask = sum(v.size for v in self.inputs[1:])
         sent = round(leaving * self.voxels) * PARTICLE_BYTES
-        ends = 24 * self.voxels + self.voxels // 8
+        positions = 24 * self.voxels * keeps_positions(self.settings)
+        table = CELL_BYTES * most_cells(self.voxels, self.settings.convergence_radius)
+        index = 4 * self.voxels + self.voxels // 8 + table
         memory = peak(memory_of_tracking(self.block, read, size, leaving))
-        files = 2 * blocks + (blocks if leaving else 0)
-        device = device_memory_of_tracking(self.block, read, size)
-        track = StagePlan("track", blocks, memory, flow + mask, ends + sent, files)
+        files = blocks * (3 + bool(leaving) + bool(positions))
+        device = max(
+            device_memory_of_tracking(self.block, read, size),
+            device_memory_of_cells(min(AT_ONCE, self.block)),
+        )
+        track = StagePlan("track", blocks, memory, flow + mask, index + positions + sent, files)
         yield replace(track, device_bytes=device)
         if leaving:
             reach = self.settings.n_steps * self.settings.step_size
             rounds = max(1, round(reach / (width + min(self.grid.largest))))
-            memory = peak(memory_of_advance(self.block, read, size, leaving))
+            memory = peak(memory_of_advance(read, size, min(AT_ONCE, self.voxels)))
             name = "track-2" if rounds == 1 else f"track-2..{rounds + 1}"
             both = rounds * (flow + sent), rounds * sent
             later = StagePlan(name, rounds * blocks, memory, *both, rounds * blocks)
@@ -280,14 +284,16 @@ class SegmentWork(StepsWork):
 
     def _merge(self) -> Iterator[StagePlan]:
         blocks, voxels = len(self.grid), self.voxels
-        away = round(self.leaving * self.block)
+        away, positions = round(self.leaving * self.block), keeps_positions(self.settings)
         radius = self.settings.convergence_radius
         in_block, every = most_cells(self.block, radius), most_cells(voxels, radius)
-        ends, index, table = 24 * voxels, 4 * voxels, CELL_BYTES * every
-        home = 32 * round(self.leaving * voxels)
-        memory = peak(memory_of_cells(self.block, away))
-        cells = StagePlan("cells", blocks, memory, ends + home, index + home + table, 2 * blocks)
-        yield replace(cells, device_bytes=device_memory_of_cells(self.block))
+        table = CELL_BYTES * every
+        sent = PARTICLE_BYTES * round(self.leaving * voxels)
+        home = (12 + 24 * positions) * round(self.leaving * voxels)
+        memory = peak(memory_of_cells(away, in_block, positions))
+        cells = StagePlan("cells", blocks, memory, table + sent, table + home, blocks)
+        device = device_memory_of_cells(min(AT_ONCE, away))
+        yield replace(cells, device_bytes=device)
         memory = peak(3 * CELL_BYTES * in_block, voxels=False)
         yield StagePlan("own", blocks, memory, 2 * table, table, blocks)
         yield StagePlan("edges", blocks, memory, 2 * table, table // 4, blocks)
@@ -297,7 +303,7 @@ class SegmentWork(StepsWork):
         yield StagePlan("number", 1, memory, table // 4, table // 8, 6)
         labels = self._array(8)
         memory = peak(memory_of_labels(self.block))
-        read = index + 3 * table + ends + home
+        read = 4 * voxels + voxels // 8 + 3 * table + home
         written = labels.size + self._facts
         yield StagePlan("labels", blocks, memory, read, written, labels.files + blocks)
 

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 from dask.base import tokenize
+from numpy.lib import format as npy
 from zarr.abc.store import Store
 from zarr.storage import LocalStore, MemoryStore
 
@@ -173,6 +174,38 @@ def load_array(path: Path, *, memory_map: bool = False) -> npt.NDArray[Any]:
     except (EOFError, FileNotFoundError, ValueError) as error:
         raise damaged(path, error) from error
     return loaded
+
+
+def save_rows(path: Path, pieces: Iterable[npt.NDArray[Any]], rows: int, dtype: Any) -> None:
+    """Write a table whose rows come in pieces as `save_array` does, whole or not at all."""
+    note(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    kind = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": (rows,)}
+    with partial.open("wb") as file:
+        npy.write_array_header_1_0(file, kind)
+        for piece in pieces:
+            piece.tofile(file)
+    os.replace(partial, path)
+
+
+def read_rows(path: Path, first: int, out: npt.NDArray[Any]) -> None:
+    """Read rows of a table from ``first`` on, as many as ``out`` has, into it.
+
+    Raises
+    ------
+    DamagedFile
+        The file is damaged or gone.
+    """
+    try:
+        with path.open("rb") as file:
+            npy.read_magic(file)
+            _, _, dtype = npy.read_array_header_1_0(file)
+            file.seek(first * out.itemsize, os.SEEK_CUR)
+            if dtype != out.dtype or file.readinto(out.view(np.uint8).data) != out.nbytes:
+                raise ValueError(f"fewer rows than {first + len(out)}, or of another kind")
+    except (EOFError, FileNotFoundError, ValueError) as error:
+        raise damaged(path, error) from error
 
 
 def save_table(path: Path, **columns: npt.ArrayLike) -> None:

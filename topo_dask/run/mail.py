@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from topo_dask.graph.track import Particles, by_block, join_particles
+from topo_dask.graph.track import AT_ONCE, Particles, by_block
 from topo_dask.grid import BlockGrid
-from topo_dask.run.files import load_array, save_array
+from topo_dask.run.files import read_rows, save_rows
 
 PARTICLE = np.dtype(
     [("position", np.float64, (3,)), ("steps", np.int32), ("home", np.int64), ("row", np.int64)]
@@ -31,37 +31,75 @@ def message(work: Path, sent_in: int, sender: int) -> Path:
     return work / f"mail-{sent_in}" / f"{sender}.npy"
 
 
-def post(path: Path, particles: Particles, grid: BlockGrid) -> tuple[Sent, Sent]:
-    """Write particles for other blocks: first those under way, then those on their way home."""
-    if len(particles) == 0:
-        return [], []
-    ordered, blocks, starts = by_block(particles, grid)
-    rows = np.empty(len(ordered), dtype=PARTICLE)
-    rows["position"], rows["steps"] = ordered.positions, ordered.steps
-    rows["home"], rows["row"] = ordered.home, ordered.row
-    save_array(path, rows)
-    sent = list(zip(blocks.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True))
-    under_way = ordered.steps[starts[:-1]] > 0
-    return (
-        [part for part, moving in zip(sent, under_way, strict=True) if moving],
-        [part for part, moving in zip(sent, under_way, strict=True) if not moving],
-    )
+def post(
+    path: Path, batches: Iterable[Particles], total: int, grid: BlockGrid
+) -> tuple[Sent, Sent]:
+    """Write particles for other blocks.
+
+    Parameters
+    ----------
+    path
+        The file.
+    batches, total
+        The particles, some at a time, and how many they are.
+    grid
+        The blocks.
+
+    Returns
+    -------
+    Which rows are for which block: of particles under way, and of those on their way home.
+    """
+    under_way: Sent = []
+    home: Sent = []
+    if total:
+        save_rows(path, _in_rows(batches, grid, under_way, home), total, PARTICLE)
+    return under_way, home
 
 
-def collect(work: Path, mail: Sequence[Mail]) -> Particles:
-    """The particles that others handed to a block."""
-    parts = []
+def _in_rows(
+    batches: Iterable[Particles], grid: BlockGrid, under_way: Sent, home: Sent
+) -> Iterator[npt.NDArray[Any]]:
+    """The rows of a message; says what is where in it."""
+    before = 0
+    for particles in batches:
+        ordered, blocks, starts = by_block(particles, grid)
+        rows = np.empty(len(ordered), dtype=PARTICLE)
+        rows["position"], rows["steps"] = ordered.positions, ordered.steps
+        rows["home"], rows["row"] = ordered.home, ordered.row
+        moving = (ordered.steps[starts[:-1]] > 0).tolist()
+        starts += before
+        sent = zip(blocks.tolist(), starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+        for part, goes_on in zip(sent, moving, strict=True):
+            (under_way if goes_on else home).append(part)
+        before += len(rows)
+        yield rows
+
+
+def collect(work: Path, mail: Sequence[Mail], most: int = AT_ONCE) -> Iterator[Particles]:
+    """The particles that others handed to a block, so many at a time."""
+    room = np.empty(min(most, number_of(mail)), dtype=PARTICLE)
+    held = 0
     for sent_in, sender, first, end in mail:
-        rows = load_array(message(work, sent_in, sender), memory_map=True)[first:end]
-        parts.append(
-            Particles(
-                np.ascontiguousarray(rows["position"]),
-                np.ascontiguousarray(rows["steps"]),
-                np.ascontiguousarray(rows["home"]),
-                np.ascontiguousarray(rows["row"]),
-            )
-        )
-    return join_particles(parts)
+        path = message(work, sent_in, sender)
+        while first < end:
+            stop = min(end, first + most - held)
+            read_rows(path, first, room[held : held + stop - first])
+            held, first = held + stop - first, stop
+            if held == most:
+                yield _particles(room)
+                held = 0
+    if held:
+        yield _particles(room[:held])
+
+
+def number_of(mail: Sequence[Mail]) -> int:
+    """How many particles mail holds."""
+    return sum(end - first for _, _, first, end in mail)
+
+
+def _particles(rows: npt.NDArray[Any]) -> Particles:
+    position, steps, home, row = (rows[n].copy() for n in PARTICLE.names or ())
+    return Particles(position, steps, home, row)
 
 
 class Grouped:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from topo_dask.graph.cells import cell_owners, ends_of_cells, with_those_home
+from topo_dask.graph.instances import facts_of_block
 from topo_dask.graph.merge import (
     Owned,
     ascending,
-    cell_owners,
     component_sizes,
     edges_across,
     near_cells,
@@ -31,13 +32,12 @@ from topo_dask.graph.merge import (
     reach_of,
 )
 from topo_dask.grid import Region
-from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.tables import CellTable
 from topo_dask.run.files import load_array, load_table, save_array, save_table
 from topo_dask.run.items import Each
 from topo_dask.run.job import Run
 from topo_dask.run.mail import Grouped, Mail, Pairs, collect
-from topo_dask.run.refine import measure_labels
+from topo_dask.run.refine import save_sums
 from topo_dask.run.together import column, in_few
 
 if TYPE_CHECKING:
@@ -94,21 +94,31 @@ class Merged:
     tables: tuple[Path, ...]
 
 
+def save_cells(path: Path, table: CellTable, **more: npt.ArrayLike) -> None:
+    """Write cells, and what else is known of them."""
+    save_table(path, cells=table.cells, counts=table.counts, offsets=table.offsets, **more)
+
+
+def load_cells(path: Path) -> CellTable:
+    """Read cells that `save_cells` wrote."""
+    return CellTable(**load_table(path, ("cells", "counts", "offsets")))
+
+
 def cells_of_block(task: MergeTask) -> list[int]:
-    """Stage cells: where a block's particles ended; gives the owners of their cells."""
+    """Stage cells: where all of a block's particles ended; gives the owners of their cells."""
     job = task.job
-    ends = load_array(job.file("ends", task.block))
-    home = collect(job.work, task.mail)
-    ends[home.row] = home.positions
-    cell_table = kernels_for(job.settings.backend).cell_table
-    table, index = cell_table(ends, shape=job.grid.shape, radius=job.radius)
-    save_array(job.file("index", task.block), index.astype(np.uint32))
-    save_table(
+    table, rows, home = with_those_home(
+        load_cells(job.file("begun", task.block, "npz")),
+        collect(job.work, task.mail),
+        shape=job.grid.shape,
+        settings=job.settings,
+    )
+    save_cells(
         job.file("cells", task.block, "npz"),
-        cells=table.cells,
-        counts=table.counts,
-        offsets=table.offsets,
-        home_rows=home.row,
+        table,
+        rows=rows,
+        home_rows=home.rows,
+        home_cells=home.cells,
         home_positions=home.positions,
     )
     owners: list[int] = np.unique(cell_owners(table.cells, job.grid, job.radius)).tolist()
@@ -120,18 +130,11 @@ def own_block(task: MergeTask) -> int:
     job = task.job
     parts = []
     for sender in task.others:
-        columns = load_table(job.file("cells", sender, "npz"), ("cells", "counts", "offsets"))
-        table = CellTable(**columns)
+        table = load_cells(job.file("cells", sender, "npz"))
         mine = cell_owners(table.cells, job.grid, job.radius) == task.block
         parts.append(CellTable(table.cells[mine], table.counts[mine], table.offsets[mine]))
     owned = owned_cells(parts, job.grid.shape, job.radius)
-    save_table(
-        job.file("own", task.block, "npz"),
-        cells=owned.table.cells,
-        counts=owned.table.counts,
-        offsets=owned.table.offsets,
-        roots=owned.roots,
-    )
+    save_cells(job.file("own", task.block, "npz"), owned.table, roots=owned.roots)
     return len(owned.roots)
 
 
@@ -215,14 +218,15 @@ def parts_of_cells(job: SegmentJob, cells: Int64) -> npt.NDArray[np.uint64]:
 def label_block(task: MergeTask) -> None:
     """Stage labels: a block's parts of instances into their array, and what there is of each."""
     job, core = task.job, task.core
-    cells = load_table(job.file("cells", task.block, "npz"), ("cells",))["cells"]
-    mask = job.load_mask(task.block)
+    cells = load_cells(job.file("cells", task.block, "npz"))
+    parts = parts_of_cells(job, cells.cells)
     assert job.out is not None
-    index = load_array(job.file("index", task.block))
-    out = paint(mask, index, parts_of_cells(job, cells), job.out.dtype)
+    index = job.load_cells(task.block)
+    out = paint(job.load_mask(task.block), index, parts, job.out.dtype)
     job.out[core.slices] = out
-    path, ends = job.file("measure", task.block, "npz"), job.load_ends(task.block)
-    measure_labels(path, out, mask, core, ends)
+    ends = ends_of_cells(cells, parts, shape=job.grid.shape, radius=job.radius)
+    facts = facts_of_block(out, core.start)
+    save_sums(job.file("measure", task.block, "npz"), facts=facts, ends=ends)
 
 
 def ignored(number: int, result: Any) -> None:

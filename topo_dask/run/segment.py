@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from topo_dask.config import RefineSettings, SegmentSettings, boolean, number
+from topo_dask.graph.cells import cells_of_ends, keeps_positions
 from topo_dask.graph.check import check_mask, check_no_nan, check_same_shape
 from topo_dask.graph.scale import check_scaled_flow, scaled_store
 from topo_dask.graph.segmentation import foreground_of_class
@@ -55,9 +56,9 @@ from topo_dask.run.job import (
     volumes,
 )
 from topo_dask.run.ledger import fingerprint
-from topo_dask.run.mail import Grouped, Mail, Sent, collect, message, post
+from topo_dask.run.mail import Grouped, Mail, Sent, collect, message, number_of, post
 from topo_dask.run.measured import TABLE, TABLES, MeasuredInstances, load_measured
-from topo_dask.run.merge import Merged, MergeTask, ignored, label_block, merge
+from topo_dask.run.merge import Merged, MergeTask, ignored, label_block, merge, save_cells
 from topo_dask.run.orphans import orphan_step
 from topo_dask.run.pieces import split_step
 from topo_dask.run.refine import (
@@ -135,8 +136,15 @@ class SegmentJob:
         packed = load_array(self.file("mask", block))
         return np.unpackbits(packed, count=core.size).astype(bool).reshape(core.shape)
 
+    def load_cells(self, block: int) -> npt.NDArray[np.uint32]:
+        """The row of the cell of each particle of a block, in their order."""
+        known = load_table(self.file("cells", block, "npz"), ("rows", "home_rows", "home_cells"))
+        cells: npt.NDArray[np.uint32] = known["rows"][load_array(self.file("index", block))]
+        cells[known["home_rows"]] = known["home_cells"]
+        return cells
+
     def load_ends(self, block: int) -> npt.NDArray[np.float64]:
-        """Where the particles of a block ended, in their order, once its cells are known."""
+        """Where the particles of a block ended, in their order; see `keeps_positions`."""
         ends = load_array(self.file("ends", block))
         home = load_table(self.file("cells", block, "npz"), ("home_rows", "home_positions"))
         ends[home["home_rows"]] = home["home_positions"]
@@ -168,42 +176,46 @@ class Task:
 # --------------------------------------------------------------------------------------- track
 
 
-def _post(task: Task, particles: Particles) -> tuple[Sent, Sent]:
-    path = message(task.job.work, task.round, task.block)
-    return post(path, particles, task.job.grid)
-
-
 def start_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
     """Stage track, first round: a block's own particles; gives their number and the mail."""
-    job = task.job
-    mask = job.read_mask(task.block)
-    save_array(job.file("mask", task.block), np.packbits(mask))
-    read = job.region_read(task.block)
+    job, block, shape = task.job, task.block, task.job.grid.shape
+    mask = job.read_mask(block)
+    save_array(job.file("mask", block), np.packbits(mask))
+    read = job.region_read(block)
     ends, under_way = first_particles(
-        job.read_flow(task.block, read),
+        job.read_flow(block, read),
         mask,
-        core=job.grid.region(task.block),
+        core=task.core,
         read=read,
-        task=(task.block, job.grid.shape, job.settings),
+        task=(block, shape, job.settings),
     )
-    save_array(job.file("ends", task.block), ends)
-    return len(ends), _post(task, under_way)
+    table, index = cells_of_ends(ends, under_way.row, shape=shape, settings=job.settings)
+    save_array(job.file("index", block), index)
+    save_cells(job.file("begun", block, "npz"), table)
+    if keeps_positions(job.settings):
+        save_array(job.file("ends", block), ends)
+    path = message(job.work, 0, block)
+    return len(ends), post(path, [under_way], len(under_way), job.grid)
 
 
 def continue_block(task: Task) -> tuple[int, tuple[Sent, Sent]]:
     """Stage track, later rounds: what others handed over; done particles go to their home."""
-    job = task.job
-    particles = collect(job.work, task.mail)
-    read = region_needed(particles, job.region_read(task.block), job.settings)
-    flow = job.part_of_flow(read)  # checked in the first round
-    ended = advance(
-        kernels_for(job.settings.backend).interleave(flow),
-        particles,
-        origin=read.start,
-        shape=job.grid.shape,
-        settings=job.settings,
-    )
-    return len(ended), _post(task, ended)
+    total = number_of(task.mail)
+    path = message(task.job.work, task.round, task.block)
+    return total, post(path, _advanced(task, total), total, task.job.grid)
+
+
+def _advanced(task: Task, total: int) -> Iterator[Particles]:
+    """The particles that came to a block, some at a time, where they stop or leave it."""
+    job, read, flow = task.job, task.job.region_read(task.block), None
+    for particles in collect(job.work, task.mail):
+        if flow is None:  # checked in the first round
+            if len(particles) == total:
+                read = region_needed(particles, read, job.settings)
+            flow = kernels_for(job.settings.backend).interleave(job.part_of_flow(read))
+        yield advance(
+            flow, particles, origin=read.start, shape=job.grid.shape, settings=job.settings
+        )
 
 
 class _Round:
@@ -430,8 +442,9 @@ def marks_of(
 ) -> tuple[str, str, str]:
     """Marks of tracking, of the cells and of the numbers: each adds what it depends on."""
     steps = [settings.n_steps, settings.step_size, settings.interpolation]
-    track = fingerprint("track", inputs, grid.chunks, str(halo), steps)
-    cells = fingerprint(track, "cells", settings.convergence_radius)
+    ends = [settings.convergence_radius, keeps_positions(settings)]
+    track = fingerprint("track", inputs, grid.chunks, str(halo), steps, ends)
+    cells = fingerprint(track, "cells")
     return track, cells, fingerprint(cells, "number", settings.min_size, settings.group)
 
 
