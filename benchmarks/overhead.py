@@ -85,6 +85,7 @@ class Clock(Engine):
         self.own: dict[str, float] = defaultdict(float)
         self.spent: dict[str, float] = defaultdict(float)
         self.codec: dict[str, float] = defaultdict(float)
+        self.cells: dict[str, float] = defaultdict(float)
         self.tasks: dict[str, int] = defaultdict(int)
 
     def _completed(self, function: Any, items: Any) -> Iterator[Any]:
@@ -101,6 +102,7 @@ class Clock(Engine):
                 for kind in spent:
                     self.spent[kind] += spent[kind]
                 self.codec[stage] += spent["codec"]
+                self.cells[stage] += spent["cells"]
                 self.tasks[stage] += 1
                 yield number, result
         self.wall[stage] += time.perf_counter() - began
@@ -119,10 +121,14 @@ def _clocked(function: Callable[..., Any], spent: dict[str, float], kind: str) -
 
 @contextmanager
 def parts() -> Iterator[dict[str, float]]:
-    """Seconds spent in the kernels, and in reading and writing zarr arrays, in this process."""
-    spent = dict.fromkeys(SPENT, 0.0)
+    """Seconds spent in this process in the kernels, and in reading and writing zarr arrays.
+
+    And in one of the kernels, "cells", which is a part of what they all took.
+    """
+    spent = dict.fromkeys([*SPENT, "cells"], 0.0)
     targets: list[tuple[Any, str, str]] = [(cpu, name, "kernels") for name in cpu.__all__]
     targets += [(Kernels, name, "kernels") for name in vars(Kernels) if name[0] != "_"]
+    targets += [(Kernels, "cell_table", "cells")]
     targets += [(zarr.Array, name, "codec") for name in ("__getitem__", "__setitem__")]
     with ExitStack() as stack:
         for owner, name, kind in targets:
