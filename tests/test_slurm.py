@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import topo_dask
 from topo_dask.cluster import ClusterOptions, start
 from topo_dask.errors import BackendUnavailable, TaskFailed
 from topo_dask.run.execute import open_engine
+from topo_dask.run.memory import KEEP
 from topo_dask.storage import create_array
 from topo_dask.testing import synthetic_tissue
 
@@ -74,6 +76,9 @@ def test_a_cancelled_job_is_made_up_for(slurm: Slurm, labels: Path, tmp_path: Pa
         assert running.dashboard_link.startswith("http://127.0.0.1:")
         assert len(slurm.jobs()) == 2
         running.client.wait_for_workers(2, timeout=60)
+        for name, value in KEEP.items():
+            told = running.client.run(os.getenv, name)
+            assert set(told.values()) == {str(value)}
         killer = threading.Thread(target=cancel_one, args=(slurm, out))
         killer.start()
         flow = topo_dask.flows(labels, out, cluster=running, **SLOW)

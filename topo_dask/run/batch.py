@@ -24,6 +24,7 @@ from distributed.utils import get_ip
 
 from topo_dask.errors import BackendUnavailable, InvalidArgument, TopoError
 from topo_dask.run.cluster_options import BATCH, DEFAULTS, ClusterOptions, clock, seconds_of
+from topo_dask.run.memory import KEEP_IN_SHELL
 
 CLASSES = {
     "slurm": "SLURM",
@@ -236,7 +237,8 @@ def _own_words(options: ClusterOptions, made: dict[str, Any]) -> None:
             if not any(line.split("=")[0].split()[0] in (option, long) for line in directives):
                 directives.append(f"{option} {made['log_directory']}/%jobid%.{end}")
     made["job_extra_directives"] = directives
-    made["job_script_prologue"] = [*made.get("job_script_prologue", []), *options.prologue]
+    theirs = [*made.get("job_script_prologue", []), *options.prologue]
+    made["job_script_prologue"] = [KEEP_IN_SHELL, *theirs]  # the user's may change it
 
 
 def _times(options: ClusterOptions, made: dict[str, Any]) -> None:

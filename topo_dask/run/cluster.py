@@ -372,6 +372,7 @@ def _of_jobs(options: ClusterOptions, stack: ExitStack, say: Say) -> RunningClus
     jobs = batch.open_jobs(options, free_dashboard(), say)
     stack.callback(jobs.close)
     client = stack.enter_context(Client(jobs.cluster, set_as_default=False))
+    watch_memory(client)
     link = jobs.cluster.dashboard_link
     say(f"{options.jobs or 1} {options.system} jobs; dashboard: {link}; logs: {jobs.logs}")
     return RunningCluster(options, client, link, jobs)

@@ -24,6 +24,9 @@ SHARE = 0.5
 KEEP = {"MALLOC_ARENA_MAX": 1, "MALLOC_MMAP_MAX_": 0, "MALLOC_TRIM_THRESHOLD_": 2**31 - 1}
 """What glibc is told, as environment variables that it reads when a process begins."""
 
+KEEP_IN_SHELL = f"export {' '.join(f'{name}={value}' for name, value in KEEP.items())}"
+"""The same in the script of a job; dask's nanny lets its own setting go where one is exported."""
+
 OPTIONS = {"MALLOC_ARENA_MAX": -8, "MALLOC_MMAP_MAX_": -4, "MALLOC_TRIM_THRESHOLD_": -1}
 """The numbers that malloc.h has for them."""
 
