@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -206,3 +208,21 @@ def test_plan_knows_the_memory_of_a_device(monkeypatch: pytest.MonkeyPatch) -> N
             with pytest.warns(TightMemory, match="in parts"):
                 made = getattr(topo_dask, job)(*arguments, f"{folder}/parts", **how)
             assert "in parts" in made.details["computed on"]
+
+
+@no_gpu
+def test_the_first_task_without_a_gpu_leaves_nothing_behind() -> None:
+    """Why there is none is kept in the process; what asked for it must not be kept with it."""
+    code = """
+import weakref
+import numpy as np
+from topo_dask.kernels.backends import kernels_for
+
+def task():
+    volume = np.zeros(8)
+    kernels_for("auto")
+    return weakref.ref(volume)
+
+assert task()() is None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -244,4 +244,5 @@ def _cuda() -> Device | BackendUnavailable:
     try:
         return CudaDevice()
     except BackendUnavailable as error:
-        return error
+        # Another one: this holds the frames that asked, and with them what they compute on.
+        return BackendUnavailable(error.argument, error.came, error.allowed, error.do)
