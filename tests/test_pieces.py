@@ -19,7 +19,7 @@ import topo_dask
 from topo_dask.graph.pieces import PIECE_BYTES, blocks_with_small, holders, plan_split
 from topo_dask.run.files import load_array, save_table
 from topo_dask.run.pieces import PlanTask, plan_all
-from topo_dask.run.together import TogetherTask, bring_together
+from topo_dask.run.together import TablesTask, bring_together
 
 Arrays = tuple[np.ndarray, ...]
 seeds = st.integers(0, 2**32 - 1)
@@ -126,7 +126,7 @@ def test_what_is_brought_together_is_planned_alike(tmp_path: Path) -> None:
         tables = []
         for start in range(0, len(paths), size):
             tables.append(tmp_path / name / f"{start}.npz")
-            bring_together(TogetherTask(tuple(paths[start : start + size]), tables[-1]))
+            bring_together(TablesTask(tuple(paths[start : start + size]), tables[-1]))
         result = plan_all(PlanTask(tmp_path / name, tuple(tables), 0.3))
         files = sorted((tmp_path / name).glob("*.npy"))
         found.append((result, {path.name: load_array(path).tolist() for path in files}))

@@ -26,7 +26,7 @@ from topo_dask.kernels.tables import CellTable
 from topo_dask.run.files import load_array, save_array
 from topo_dask.run.mail import Grouped, Pairs
 from topo_dask.run.merge import NumberTask, number_all
-from topo_dask.run.together import TogetherTask as Together
+from topo_dask.run.together import TablesTask as Together
 from topo_dask.run.together import bring_together
 from topo_dask.storage import save_table
 

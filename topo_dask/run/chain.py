@@ -91,6 +91,22 @@ class ChainTask:
         return f"block {self.core}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentTask(ChainTask):
+    """One block whose components are looked at: pieces of instances, background.
+
+    ``offsets``: the number of components before this block, and before the next ones along z, y
+    and x, where the stage needs them.
+    """
+
+    folder: Path
+    offsets: tuple[int, ...] = ()
+
+    def file(self, kind: str, block: int | None = None) -> Path:
+        """Where a block's data of some kind is."""
+        return self.folder / kind / f"{self.block if block is None else block}.npz"
+
+
 @dataclass(frozen=True)
 class Chain:
     """What the steps of a run share.

@@ -26,6 +26,7 @@ from topo_dask.run.chain import Chain, View
 from topo_dask.run.files import load_array, save_array
 from topo_dask.run.items import Each
 from topo_dask.run.ledger import fingerprint
+from topo_dask.run.together import TablesTask
 from topo_dask.storage import AnyArray
 
 FAN_IN = 64
@@ -45,17 +46,6 @@ class ContactTask:
 
     def __str__(self) -> str:
         return f"block {self.grid.region(self.block)}"
-
-
-@dataclass(frozen=True)
-class SumTask:
-    """Tables to add up."""
-
-    paths: tuple[Path, ...]
-    path: Path
-
-    def __str__(self) -> str:
-        return f"contacts in {self.path.name}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +112,7 @@ def find_contacts(task: ContactTask) -> int:
     return len(table)
 
 
-def sum_contacts(task: SumTask) -> int:
+def sum_contacts(task: TablesTask) -> int:
     """Stage contacts, later rounds: one table of several; gives its length."""
     table = merge_contacts([load_contacts(path) for path in task.paths])
     save_contacts(task.path, table)
@@ -163,9 +153,9 @@ def contact_tables(
     return list(paths), mark
 
 
-def _sum_task(folder: Path, paths: Sequence[Path], level: int, number: int) -> SumTask:
+def _sum_task(folder: Path, paths: Sequence[Path], level: int, number: int) -> TablesTask:
     some = tuple(paths[number * FAN_IN : (number + 1) * FAN_IN])
-    return SumTask(some, folder / f"{level}-{number}.npy")
+    return TablesTask(some, folder / f"{level}-{number}.npy")
 
 
 def join_step(

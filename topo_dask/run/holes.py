@@ -18,39 +18,12 @@ import numpy.typing as npt
 
 from topo_dask.graph.holes import Table, background_of_block, enclosing, fill, meeting
 from topo_dask.graph.pieces import next_blocks
-from topo_dask.grid import BlockGrid, Region
-from topo_dask.run.chain import Chain, View
+from topo_dask.grid import Region
+from topo_dask.run.chain import Chain, ComponentTask, View
 from topo_dask.run.files import load_array, load_table, save_array, save_table
 from topo_dask.run.items import Each
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.together import column, first_rows, in_few
-
-
-@dataclass(frozen=True, slots=True)
-class BackgroundTask:
-    """One block whose background is looked at.
-
-    ``offsets``: the number of open components before this block, and before the next ones along z,
-    y and x, where the stage needs them.
-    """
-
-    view: View
-    grid: BlockGrid
-    block: int
-    folder: Path
-    offsets: tuple[int, ...] = ()
-
-    @property
-    def core(self) -> Region:
-        """The block's voxels."""
-        return self.grid.region(self.block)
-
-    def file(self, kind: str, block: int | None = None) -> Path:
-        """Where a block's data of some kind is."""
-        return self.folder / kind / f"{self.block if block is None else block}.npz"
-
-    def __str__(self) -> str:
-        return f"block {self.core}"
 
 
 @dataclass(frozen=True)
@@ -90,7 +63,7 @@ class Decided:
         return fill(labels[core.relative_to(read.start).slices], components, found, own)
 
 
-def find_background(task: BackgroundTask) -> int:
+def find_background(task: ComponentTask) -> int:
     """Stage background: its components in a block; gives how many reach other blocks."""
     shape = task.grid.shape
     read = task.core.grow(1, within=shape)
@@ -102,13 +75,13 @@ def find_background(task: BackgroundTask) -> int:
     return len(found.open)
 
 
-def _load_planes(task: BackgroundTask, block: int) -> list[npt.NDArray[Any]]:
+def _load_planes(task: ComponentTask, block: int) -> list[npt.NDArray[Any]]:
     """The open components in the six faces of a block, see `Background.faces`."""
     stored = load_table(task.file("planes", block))
     return [stored[str(n)] for n in range(6)]
 
 
-def meet(task: BackgroundTask) -> int:
+def meet(task: ComponentTask) -> int:
     """Stage hole-edges: all that the union reads of a block; gives how many pairs meet."""
     own, table = _load_planes(task, task.block), load_table(task.file("open"))
     first = np.asarray(task.offsets, dtype=np.int64)
@@ -141,13 +114,13 @@ def find_holes(chain: Chain, view: View) -> Sequence[Decided]:
     """Decide which background belongs to an instance; gives where that stands for each block."""
     folder, grid = chain.work / "holes", chain.grid
     blocks, mark = range(len(grid)), fingerprint(view.mark, "holes")
-    tasks = Each(blocks, lambda n: BackgroundTask(view, grid, n, folder))
+    tasks = Each(blocks, lambda n: ComponentTask(view, grid, n, folder=folder))
     counts = chain.stage("background", mark, find_background, tasks)
     offsets = [0, *itertools.accumulate(counts)]
 
-    def with_next(block: int) -> BackgroundTask:
+    def with_next(block: int) -> ComponentTask:
         others = (0 if n is None else offsets[n] for n in next_blocks(block, grid))
-        return BackgroundTask(view, grid, block, folder, (offsets[block], *others))
+        return ComponentTask(view, grid, block, folder=folder, offsets=(offsets[block], *others))
 
     chain.stage("hole-edges", mark, meet, Each(blocks, with_next))
     tables = Each(blocks, lambda n: folder / "united" / f"{n}.npz")

@@ -27,43 +27,13 @@ from topo_dask.graph.pieces import (
     plan_split,
     small_voxels,
 )
-from topo_dask.grid import BlockGrid, Region
 from topo_dask.kernels import cpu
-from topo_dask.run.chain import Chain, View
+from topo_dask.run.chain import Chain, ComponentTask, View
 from topo_dask.run.files import load_array, load_table, save_array, save_table
 from topo_dask.run.items import Each
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.nearest import FillTask, fill_block, find_nearest
 from topo_dask.run.together import column, first_rows, in_few
-from topo_dask.storage import AnyArray
-
-
-@dataclass(frozen=True, slots=True)
-class PieceTask:
-    """One block whose pieces are looked at.
-
-    ``offsets``: the number of pieces before this block, and before the next ones along z, y and x,
-    where the stage needs them.
-    """
-
-    view: View
-    grid: BlockGrid
-    block: int
-    folder: Path
-    offsets: tuple[int, ...] = ()
-    out: AnyArray | None = None
-
-    @property
-    def core(self) -> Region:
-        """The block's voxels."""
-        return self.grid.region(self.block)
-
-    def file(self, kind: str, block: int | None = None, suffix: str = "npz") -> Path:
-        """Where a block's data of some kind is."""
-        return self.folder / kind / f"{self.block if block is None else block}.{suffix}"
-
-    def __str__(self) -> str:
-        return f"block {self.core}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +48,7 @@ class PlanTask:
         return "all pieces"
 
 
-def find_pieces(task: PieceTask) -> int:
+def find_pieces(task: ComponentTask) -> int:
     """Stage pieces: the pieces of a block; gives their number."""
     _, found = pieces_of_block(task.view.read(task.core), task.core, task.grid.shape)
     save_table(task.file("pieces"), ids=found.ids, voxels=found.voxels, first=found.first)
@@ -86,13 +56,13 @@ def find_pieces(task: PieceTask) -> int:
     return len(found.ids)
 
 
-def _load_pieces(task: PieceTask, block: int) -> BlockPieces:
+def _load_pieces(task: ComponentTask, block: int) -> BlockPieces:
     faces = load_table(task.file("faces", block))
     table = load_table(task.file("pieces", block))
     return BlockPieces(**table, faces=tuple(faces[str(n)] for n in range(6)))
 
 
-def join_faces(task: PieceTask) -> int:
+def join_faces(task: ComponentTask) -> int:
     """Stage faces: all that the union reads of a block; gives how many pairs of pieces are one."""
     following = next_blocks(task.block, task.grid)
     others = [None if n is None else _load_pieces(task, n) for n in following]
@@ -126,7 +96,7 @@ def plan_all(task: PlanTask) -> tuple[int, list[int]]:
     return plan.instances, blocks_with_small(plan, first)
 
 
-def paint_large(task: PieceTask) -> None:
+def paint_large(task: ComponentTask) -> None:
     """Stage split: the new labels of a block's large pieces, 0 for small ones."""
     assert task.out is not None
     number, ids, *_ = cpu.pieces(task.view.read(task.core))
@@ -135,7 +105,7 @@ def paint_large(task: PieceTask) -> None:
     task.out[task.core.slices] = np.append(np.uint64(0), own).astype(task.out.dtype)[number]
 
 
-def absorb(task: PieceTask) -> int:
+def absorb(task: ComponentTask) -> int:
     """Stage absorb: finds the nearest large piece for a block's other voxels; gives how many."""
     assert task.out is not None
     split = View(task.out, 0, 0, "")
@@ -160,12 +130,12 @@ def split_step(chain: Chain, view: View, last: bool, *, ratio: float = 0.1) -> V
     folder, grid = chain.work / "split", chain.grid
     blocks = range(len(grid))
     found = fingerprint(view.mark, "pieces")
-    tasks = Each(blocks, lambda n: PieceTask(view, grid, n, folder))
+    tasks = Each(blocks, lambda n: ComponentTask(view, grid, n, folder=folder))
     offsets = [0, *itertools.accumulate(chain.stage("pieces", found, find_pieces, tasks))]
 
-    def with_next(block: int) -> PieceTask:
+    def with_next(block: int) -> ComponentTask:
         others = (0 if n is None else offsets[n] for n in next_blocks(block, grid))
-        return PieceTask(view, grid, block, folder, (offsets[block], *others))
+        return ComponentTask(view, grid, block, folder=folder, offsets=(offsets[block], *others))
 
     chain.stage("faces", found, join_faces, Each(blocks, with_next))
     tables = Each(blocks, lambda n: folder / "united" / f"{n}.npz")
@@ -174,7 +144,9 @@ def split_step(chain: Chain, view: View, last: bool, *, ratio: float = 0.1) -> V
     ((instances, small),) = chain.stage("plan", mark, plan_all, [PlanTask(folder, few, ratio)])
     out, identity = chain.target("split", instances, last=last)
     mark = fingerprint(mark, "split", identity)
-    paint = Each(blocks, lambda n: PieceTask(view, grid, n, folder, (offsets[n],), out))
+    paint = Each(
+        blocks, lambda n: ComponentTask(view, grid, n, out, folder=folder, offsets=(offsets[n],))
+    )
     chain.stage("split", mark, paint_large, paint)
     made = View(out, instances, view.voxels, mark, final=last)
     if small:

@@ -40,6 +40,7 @@ from topo_dask.run.items import Each
 from topo_dask.run.job import Run
 from topo_dask.run.ledger import fingerprint
 from topo_dask.run.measured import TABLES, measured, save_measured
+from topo_dask.run.together import TablesTask
 from topo_dask.storage import AnyArray
 
 if TYPE_CHECKING:
@@ -118,18 +119,7 @@ def added_up(paths: Sequence[Path]) -> dict[str, Any]:
     return {name: KINDS[name][1]([part[name] for part in parts]) for name in parts[0]}
 
 
-@dataclass(frozen=True)
-class SumTask:
-    """Tables to add up."""
-
-    paths: tuple[Path, ...]
-    path: Path
-
-    def __str__(self) -> str:
-        return f"tables for {self.path.name}"
-
-
-def sum_tables(task: SumTask) -> int:
+def sum_tables(task: TablesTask) -> int:
     """Later stages of a sum: one table of several; gives how many."""
     save_sums(task.path, **added_up(task.paths))
     return len(task.paths)
@@ -147,9 +137,9 @@ def few(chain: Chain, stage: str, mark: str, paths: Sequence[Path]) -> tuple[Pat
     return tuple(paths)
 
 
-def _sum_task(folder: Path, paths: Sequence[Path], number: int) -> SumTask:
+def _sum_task(folder: Path, paths: Sequence[Path], number: int) -> TablesTask:
     some = tuple(paths[number * FAN_IN : (number + 1) * FAN_IN])
-    return SumTask(some, folder / f"{number}.npz")
+    return TablesTask(some, folder / f"{number}.npz")
 
 
 @dataclass(frozen=True)

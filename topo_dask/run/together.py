@@ -18,17 +18,17 @@ FAN_IN = 64
 
 
 @dataclass(frozen=True)
-class TogetherTask:
-    """Tables with the same columns, to be brought together."""
+class TablesTask:
+    """Tables of which one is made."""
 
     paths: tuple[Path, ...]
     path: Path
 
     def __str__(self) -> str:
-        return f"tables in {self.path.name}"
+        return f"tables for {self.path.name}"
 
 
-def bring_together(task: TogetherTask) -> int:
+def bring_together(task: TablesTask) -> int:
     """Stage together: one table of several, one after the other; gives how many."""
     parts = [load_table(path) for path in task.paths]
     table = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -53,9 +53,9 @@ def in_few(
     if len(paths) <= FAN_IN:
         return tuple(paths)
 
-    def task(number: int) -> TogetherTask:
+    def task(number: int) -> TablesTask:
         some = paths[number * FAN_IN : (number + 1) * FAN_IN]
-        return TogetherTask(tuple(some), made[number])
+        return TablesTask(tuple(some), made[number])
 
     made = Each(range(-(-len(paths) // FAN_IN)), lambda number: folder / f"{number}.npz")
     stage(bring_together, Each(made.numbers, task))
