@@ -4,18 +4,52 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+from distributed import Worker
 
 from topo_dask.cluster import start
+from topo_dask.run import memory
 from topo_dask.run.execute import open_engine
-from topo_dask.run.memory import SHARE, glibc
+from topo_dask.run.memory import SHARE, GiveMemoryBack, glibc
 
 pytestmark = pytest.mark.skipif(glibc() is None, reason="only glibc keeps memory when told to")
 
 MIB = 2**20
+
+
+class DiesOnce(GiveMemoryBack):
+    """A worker that is killed just when it hears of the plugin: the first one that does."""
+
+    def __init__(self, flag: Path) -> None:
+        self.flag = flag
+
+    def setup(self, worker: Worker) -> None:
+        with suppress(FileNotFoundError):
+            self.flag.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().setup(worker)
+
+
+def has_plugin(dask_worker: Worker) -> bool:
+    return GiveMemoryBack.name in dask_worker.plugins
+
+
+def test_a_worker_that_dies_when_it_is_told_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = tmp_path / "die"
+    flag.touch()
+    monkeypatch.setattr(memory, "GiveMemoryBack", lambda: DiesOnce(flag))
+    with start("local", workers=2, cores=1) as running:
+        assert not flag.exists()
+        running.client.wait_for_workers(2, timeout=60)
+        assert sum(running.client.submit(int, 1, pure=False).result() for _ in range(4)) == 4
+        assert list(running.client.run(has_plugin).values()) == [True, True]
 
 
 def touch(size: int) -> tuple[int, int]:

@@ -215,6 +215,11 @@ def memory_of_labels(core: int) -> int:
     return 72 * core
 
 
+def memory_of_copy(core: int) -> int:
+    """Bytes that it takes at most to give the labels of a block other numbers."""
+    return 40 * core
+
+
 COMPONENT_BYTES = 48
 """Bytes of a component in the one union of all owners' components; none for its edges."""
 

@@ -24,7 +24,12 @@ from topo_dask.graph.device import (
 from topo_dask.graph.halo import halos_for, tried_blocks
 from topo_dask.graph.holes import FACE_VOXELS_PER_OPEN, OPEN_BYTES, memory_of_holes
 from topo_dask.graph.instances import INSTANCE_BYTES, VOXELS_PER_INSTANCE
-from topo_dask.graph.merge import COMPONENT_BYTES, memory_of_labels, most_components
+from topo_dask.graph.merge import (
+    COMPONENT_BYTES,
+    memory_of_copy,
+    memory_of_labels,
+    most_components,
+)
 from topo_dask.graph.nearest import memory_of_nearest
 from topo_dask.graph.pieces import PIECE_BYTES, VOXELS_PER_PIECE, memory_of_pieces
 from topo_dask.graph.track import (
@@ -140,7 +145,7 @@ class StepsWork(Work):
 
     def _copy(self) -> StagePlan:
         blocks, array = len(self.grid), self._array(8)
-        memory = peak(memory_of_labels(self.block))
+        memory = peak(memory_of_copy(self.block))
         return StagePlan("write", blocks, memory, array.size, array.size, array.files)
 
     @property

@@ -12,7 +12,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from distributed import Client, Nanny, Worker, WorkerPlugin
@@ -102,4 +102,6 @@ class GiveMemoryBack(WorkerPlugin):
 
 def watch_memory(client: Client) -> None:
     """Have all workers of a cluster of ours give memory back, those that come later too."""
-    client.register_plugin(GiveMemoryBack())
+    # Where a worker ends just then, all others have the plugin, and the one in its place gets it.
+    with suppress(OSError):
+        client.register_plugin(GiveMemoryBack())
