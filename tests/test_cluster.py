@@ -8,17 +8,20 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import dask
+import psutil
 import pytest
 from distributed import Client, LocalCluster
 
 from topo_dask.cluster import ClusterOptions, job_script, read_options, start
 from topo_dask.errors import BackendUnavailable, InputNotFound, InvalidArgument, InvalidType
 from topo_dask.run.batch import ask, lifetime_before, log_of, walltime_seconds
-from topo_dask.run.cluster import kept_up, signals_as_exceptions
+from topo_dask.run.cluster import BEGIN_TRIES, kept_up, signals_as_exceptions
 from topo_dask.run.execute import open_engine
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -425,6 +428,44 @@ def test_a_worker_that_failed_to_begin_comes_again() -> None:
     ):
         cluster.sync(cluster.workers[0].close)
         assert client.submit(abs, -2).result(timeout=120) == 2
+
+
+@contextmanager
+def killed_while_they_begin(times: int) -> Iterator[list[int]]:
+    """So many worker processes of this one are killed as soon as they are there."""
+    over, killed = threading.Event(), list[int]()
+
+    def kill() -> None:
+        while len(killed) < times and not over.wait(0.01):
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):
+                    if any("spawn_main" in word for word in child.cmdline()):
+                        child.kill()
+                        killed.append(child.pid)
+                        break
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_worker_that_is_killed_while_it_begins_is_no_end() -> None:
+    with killed_while_they_begin(1) as killed, start("local", workers=2) as running:
+        assert len(killed) == 1
+        running.client.wait_for_workers(2, timeout=60)
+
+
+def test_workers_that_never_begin_are_an_error() -> None:
+    with (
+        killed_while_they_begin(1000) as killed,
+        pytest.raises(BackendUnavailable, match="'local', whose workers do not begin"),
+    ):
+        start("local", workers=1)
+    assert len(killed) >= BEGIN_TRIES
 
 
 def pid_of(_: int) -> int:

@@ -28,6 +28,9 @@ Say = Callable[[str], None]
 KEEP_EVERY_S = 2.0
 """So often is looked for workers of this machine that are lost."""
 
+BEGIN_TRIES = 3
+"""How often the workers of this machine are begun, where one is lost before all are there."""
+
 
 def _quiet(line: str) -> None:
     """Show nothing."""
@@ -165,8 +168,7 @@ def _opened(options: ClusterOptions, stack: ExitStack, say: Say) -> RunningClust
     if options.system in ("local", "gpu"):
         stack.enter_context(environment_kept())
         with batch.other_port():
-            made = local_workers(options) if options.system == "local" else gpu_workers(options)
-        cluster = stack.enter_context(made)
+            cluster = stack.enter_context(_begun(options))
         stack.enter_context(kept_up(cluster))
         client = stack.enter_context(Client(cluster, set_as_default=False))
         watch_memory(client)
@@ -233,6 +235,24 @@ def _host(options: ClusterOptions) -> dict[str, Any]:
     if options.interface is not None:
         return {"interface": options.interface}
     return {"host": "127.0.0.1"}
+
+
+def _begun(options: ClusterOptions) -> SpecCluster:
+    """Workers of this machine; dask gives all of them up where one is killed while it begins."""
+    make = local_workers if options.system == "local" else gpu_workers
+    for left in reversed(range(BEGIN_TRIES)):
+        try:
+            return make(options)
+        except RuntimeError as error:
+            if left == 0:
+                said = str(error.__cause__ or error)
+                raise BackendUnavailable(
+                    "cluster",
+                    f"{options.system!r}, whose workers do not begin ({said})",
+                    "worker processes that begin",
+                    "What they said is above. Is there memory for them? Try fewer: workers=1.",
+                ) from error
+    raise AssertionError("unreachable: the last try raises")
 
 
 def local_workers(options: ClusterOptions) -> LocalCluster:

@@ -1,4 +1,4 @@
-"""From final positions on disk to parts and instances: cells, owners, edges, one union, labels.
+"""From cells of every block to parts and instances: owners, edges, one union, labels.
 
 Nothing here is as long as the number of voxels. What the union reads is brought together by the
 workers, so that its one task opens few files; what it finds of all parts is one file, of which
