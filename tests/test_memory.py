@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from distributed import Worker
+from slurm import wait_until
 
 from topo_dask.cluster import start
 from topo_dask.run import memory
@@ -30,7 +31,7 @@ class DiesOnce(GiveMemoryBack):
 
     def setup(self, worker: Worker) -> None:
         with suppress(FileNotFoundError):
-            self.flag.unlink()
+            self.flag.rename(self.flag.with_name("died")).write_text(worker.address)
             os.kill(os.getpid(), signal.SIGKILL)
         super().setup(worker)
 
@@ -39,6 +40,8 @@ def has_plugin(dask_worker: Worker) -> bool:
     return GiveMemoryBack.name in dask_worker.plugins
 
 
+@pytest.mark.usefixtures("sockets_collected")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_dies_when_it_is_told_is_no_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,7 +50,13 @@ def test_a_worker_that_dies_when_it_is_told_is_no_error(
     monkeypatch.setattr(memory, "GiveMemoryBack", lambda: DiesOnce(flag))
     with start("local", workers=2, cores=1) as running:
         assert not flag.exists()
-        running.client.wait_for_workers(2, timeout=60)
+        dead = (tmp_path / "died").read_text()
+
+        def all_live() -> bool:
+            addresses = running.client.scheduler_info(n_workers=-1)["workers"].keys()
+            return len(addresses) == 2 and dead not in addresses
+
+        wait_until(all_live, 60, "another worker")
         assert sum(running.client.submit(int, 1, pure=False).result() for _ in range(4)) == 4
         assert list(running.client.run(has_plugin).values()) == [True, True]
 

@@ -243,6 +243,8 @@ def _begun(options: ClusterOptions) -> SpecCluster:
     for left in reversed(range(BEGIN_TRIES)):
         try:
             return make(options)
+        except TopoError:  # that there is no GPU, for one: it says so itself
+            raise
         except RuntimeError as error:
             if left == 0:
                 said = str(error.__cause__ or error)

@@ -221,7 +221,7 @@ def label_block(task: MergeTask) -> None:
     cells = load_cells(job.file("cells", task.block, "npz"))
     parts = parts_of_cells(job, cells.cells)
     assert job.out is not None
-    index = job.load_cells(task.block)
+    index = job.load_cell_rows(task.block)
     out = paint(job.load_mask(task.block), index, parts, job.out.dtype)
     job.out[core.slices] = out
     ends = ends_of_cells(cells, parts, shape=job.grid.shape, radius=job.radius)

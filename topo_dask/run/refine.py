@@ -187,35 +187,11 @@ class WholeTask:
 # ------------------------------------------------------------------------------------- measure
 
 
-def measure_labels(
-    path: Path,
-    labels: npt.NDArray[Any],
-    mask: npt.NDArray[np.bool_],
-    core: Region,
-    ends: npt.NDArray[np.float64],
-) -> None:
-    """Sizes, boxes and endpoints of a block's labels into a file.
-
-    Parameters
-    ----------
-    path
-        The file.
-    labels, mask
-        Of the block; one particle began in every voxel of the mask.
-    core
-        Where it lies.
-    ends
-        Their final positions.
-    """
-    table = cpu.end_sums(labels[mask], ends)
-    save_sums(path, facts=facts_of_block(labels, core.start), ends=table)
-
-
 def measure_block(task: BlockTask) -> int:
     """Stage measure: the labels of a block that a step has changed."""
     labels, job = task.view.read(task.core), task.job
-    mask, ends = job.load_mask(task.block), job.load_ends(task.block)
-    measure_labels(task.path, labels, mask, task.core, ends)
+    ends = cpu.end_sums(labels[job.load_mask(task.block)], job.load_ends(task.block))
+    save_sums(task.path, facts=facts_of_block(labels, task.core.start), ends=ends)
     return 0
 
 

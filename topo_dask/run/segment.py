@@ -136,7 +136,7 @@ class SegmentJob:
         packed = load_array(self.file("mask", block))
         return np.unpackbits(packed, count=core.size).astype(bool).reshape(core.shape)
 
-    def load_cells(self, block: int) -> npt.NDArray[np.uint32]:
+    def load_cell_rows(self, block: int) -> npt.NDArray[np.uint32]:
         """The row of the cell of each particle of a block, in their order."""
         known = load_table(self.file("cells", block, "npz"), ("rows", "home_rows", "home_cells"))
         cells: npt.NDArray[np.uint32] = known["rows"][load_array(self.file("index", block))]
