@@ -4,8 +4,10 @@
   `adaptive_iters`) and at other origins: seconds, and how often the first row fits into them.
 - Those iterations by sums of Chebyshev polynomials against plain ones: seconds, and how far a
   component is from plain iteration, and both from plain iteration in float64.
-- The same flows of cubes of several sizes: cost per voxel, which should be flat. A cube larger
-  than the volume is filled with mirror images of it, whose instances are apart. Memory that one
+- The same flows of cubes of several sizes: cost per voxel, which should be flat. Once crops of the
+  labels, whose instances are the larger the larger the crop; a cube larger than the volume is
+  filled with mirror images of it, whose instances are apart. Once nothing but such images of the
+  smallest crop, so that nothing differs but the size. Memory that one
   call has freed the next one uses again (glibc is told so), as in the workers of a run: touching a
   page for the first time is a cost of the machine, on a virtual one any. The first call of each
   size, which pays it, stands beside the best.
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,7 +38,6 @@ from topo_dask.kernels.cpu.diffusion import TINY, domain_of, weights_of
 from topo_dask.kernels.cpu.sweep import Start
 from topo_dask.kernels.parallel import available_cores, starmap
 from topo_dask.run.memory import OPTIONS, glibc, keep_memory
-from topo_dask.storage import open_array
 
 TITLE = "Flows: potentials, iterations, origins, sizes"
 TOLERANCE = 1e-4
@@ -59,19 +60,26 @@ def arguments() -> argparse.ArgumentParser:
 
 def cube(source: Any, size: int) -> Labels:
     """A cube of a volume, or of its mirror images where it is too small; their ids differ."""
-    array = open_array(source, argument="labels", axes=(3,))
-    inner = common.crop(source, size).astype(np.uint64)
+    return filled(common.crop(source, size), size)
+
+
+def filled(inner: Labels, size: int) -> Labels:
+    """A cube of a crop and its mirror images; their ids differ."""
+    if min(inner.shape) == size:
+        return inner
+    ids, numbers = np.unique(inner, return_inverse=True)
+    inner = numbers.reshape(inner.shape).astype(np.uint32) + np.uint32(ids[0] > 0)
     most = int(inner.max(initial=0)) + 1
     for axis in range(3):
         parts, copy = [inner], 1
         while sum(part.shape[axis] for part in parts) < size:
             image = np.flip(inner, axis) if copy % 2 else inner
-            parts.append(np.where(image > 0, image + np.uint64(copy * most), image))
+            parts.append(np.where(image > 0, image + np.uint32(copy * most), image))
             copy += 1
         inner = np.concatenate(parts, axis=axis)
         inner = np.take(inner, range(size), axis=axis)
         most *= copy
-    return inner if size > min(array.shape) else inner.astype(array.dtype)
+    return inner
 
 
 def plain_speed(shape: tuple[int, ...], repetitions: int) -> float:
@@ -148,8 +156,8 @@ def in_float64(labels: Labels, n: int) -> npt.NDArray[np.float32]:
         layout, origin = domain.layout, np.zeros(len(table) + 1, dtype=np.int64)
         starts = [Start(np.float64, origin, axis, tiniest=0.0) for axis in range(3)]
         fields = layout.fields(starts, run, threads)
-        fields = layout.advance(fields, (0, layout.total), weights, run, threads)
-        values = [np.zeros(0), *(field.even for field in fields)]
+        fields = layout.advance(fields, (0, layout.total), weights, run)
+        values = [np.zeros(0), *(field.values for field in fields)]
         return domain.flow(values, np.ones((len(table) + 1, 6)), TINY, run, threads)
 
 
@@ -190,11 +198,21 @@ def keep_all_memory() -> None:
 
 def sizes(parsed: argparse.Namespace) -> str:
     keep_all_memory()
+    edges = [int(size) for size in parsed.sizes.split(",")]
+    smallest = common.crop(parsed.labels, edges[0])
+    crops = cost_by_size(parsed, {size: partial(cube, parsed.labels, size) for size in edges})
+    images = cost_by_size(parsed, {size: partial(filled, smallest, size) for size in edges})
+    wanted = f"Wanted: ns/voxel within {FLAT - 1:.0%}."
+    return f"{wanted} Crops:\n\n{crops}\n\nImages of the smallest crop:\n\n{images}"
+
+
+def cost_by_size(parsed: argparse.Namespace, volumes: dict[int, Callable[[], Labels]]) -> str:
+    """Table of seconds and ns a voxel for volumes by their edge."""
     repetitions = max(1, parsed.repetitions - 1)
     made: list[list[Any]] = []
     costs: dict[str, list[float]] = {potential: [] for potential in POTENTIALS}
-    for size in map(int, parsed.sizes.split(",")):
-        labels = cube(parsed.labels, size)
+    for size, volume in volumes.items():
+        labels = volume()
         cells: list[Any] = [f"{size}³"]
         for potential in POTENTIALS:
             side = partial(
@@ -208,16 +226,18 @@ def sizes(parsed: argparse.Namespace) -> str:
         cells.append(f"{speed / 1e9:.2f}")
         cells += [f"{cost[-1] * 1e-9 * speed:.0f}" for cost in costs.values()]
         made.append(cells)
-    spread: list[Any] = ["most / least"]
+    most: list[Any] = ["most / least"]
+    last: list[Any] = ["largest cube / smallest"]
     for cost in costs.values():
-        spread += ["", f"{max(cost) / min(cost):.2f}"]
-    made.append(spread + [""] * (1 + len(POTENTIALS)))
+        most += ["", f"{max(cost) / min(cost):.2f}"]
+        last += ["", f"{cost[-1] / cost[0]:.2f}"]
+    made += [row + [""] * (1 + len(POTENTIALS)) for row in (most, last)]
     headings = [""]
     for potential in POTENTIALS:
         headings += [f"{potential} s (first call)", "ns/voxel"]
     headings.append("plain stencil, G updates/s")
     headings += [f"its updates a voxel in the time of {potential}" for potential in POTENTIALS]
-    return f"Wanted: ns/voxel within {FLAT - 1:.0%}.\n\n" + common.table(headings, made)
+    return common.table(headings, made)
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.testing import assert_allclose, assert_array_equal
 
 from topo_dask.kernels import cpu, reference
+from topo_dask.kernels.cpu import sweep
 from topo_dask.kernels.cpu.stepping import place_of, track_nearest
 from topo_dask.kernels.tables import merge_instances
 
@@ -419,17 +420,41 @@ def test_contingency(labels, data):
 # ── at sizes at which compiled code takes its other paths ────────────────────────────────────
 
 
-def test_threads_that_follow_each_other_through_many_strips_change_no_bit():
+@pytest.mark.parametrize("potential", ["coordinate", "heat"])
+@pytest.mark.parametrize("least_memory", [0, sweep.LEAST_MEMORY])
+def test_many_strips_and_threads_and_little_memory_change_no_bit(
+    monkeypatch, potential, least_memory
+):
+    """Many objects, apart, in a volume of many strips: each as if it were alone, in one strip."""
     random = np.random.default_rng(0)
-    labels = np.repeat(random.integers(0, 3, (64, 50, 34), dtype=np.uint8), 50, axis=2)
-    ids, iterations = np.array([1, 2], np.uint64), np.array([37, 52])
-    anchors = np.zeros((2, 3), np.int64)
-    one, three, four = (
-        cpu.diffusion_flow(labels, ids=ids, iterations=iterations, anchors=anchors, threads=n)
-        for n in (1, 3, 4)
-    )
-    assert np.array_equal(one.view(np.uint32), three.view(np.uint32))
-    assert np.array_equal(one.view(np.uint32), four.view(np.uint32))
+    ids, iterations = np.array([1, 2], np.uint64), np.array([37, 92])
+    labels = np.zeros((64, 80, 1020), dtype=np.uint16)
+    expected = np.zeros((3, *labels.shape), dtype=np.float32)
+    places = [(8 * z, 10 * y, 0) for z, y in np.ndindex(8, 8)]
+    for number, (z, y, _) in enumerate(places):
+        inner = random.integers(0, 3, (6, 8, 51), dtype=np.uint16).repeat(20, axis=2)
+        here = np.pad(inner, ((1, 1), (1, 1), (0, 0)))
+        at = slice(z, z + 8), slice(y, y + 10)
+        labels[at] = np.where(here > 0, here + np.uint16(2 * number), 0)
+        expected[(slice(None), *at)] = cpu.diffusion_flow(
+            here,
+            ids=ids,
+            iterations=iterations,
+            anchors=np.array([places[number]] * 2),
+            potential=potential,
+            origin=places[number],
+        )
+    options = {
+        "ids": np.arange(1, 129, dtype=np.uint64),
+        "iterations": np.tile(iterations, 64),
+        "anchors": np.repeat(places, 2, axis=0),
+        "potential": potential,
+    }
+    monkeypatch.setattr(sweep, "LEAST_MEMORY", least_memory)
+    for threads in (1, 2, 4):
+        flow = cpu.diffusion_flow(labels, threads=threads, **options)
+        same = np.array_equal(flow.view(np.uint32), expected.view(np.uint32))
+        assert same, f"{threads} threads"
 
 
 @pytest.mark.parametrize("potential", ["coordinate", "heat"])
@@ -460,9 +485,9 @@ def test_planes_that_are_worked_on_together_change_no_bit(potential):
 def test_diffusion_of_many_iterations_on_several_threads(potential, origin):
     """Slabs, blocks of iterations, long rows: none of it in the small volumes above."""
     rng = np.random.default_rng(0)
-    shape = (50, 23, 37)
+    shape = (50, 51, 37)
     grid = np.indices(shape)
-    points = rng.uniform(0, shape, size=(30, 3))
+    points = rng.uniform(0, shape, size=(60, 3))
     distance = ((grid[..., None] - points.T[:, None, None, None]) ** 2).sum(axis=0)
     labels = IDS[1] + distance.argmin(axis=-1).astype(np.uint64) * np.uint64(2**40 + 1)
     labels[distance.min(axis=-1) > 80] = 0

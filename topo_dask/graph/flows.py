@@ -26,6 +26,7 @@ from topo_dask.kernels import cpu
 from topo_dask.kernels.backends import kernels_for
 from topo_dask.kernels.computed import whole_or
 from topo_dask.kernels.cpu.filled import filled_flow
+from topo_dask.kernels.cpu.sweep import LEAST_MEMORY
 from topo_dask.kernels.parallel import available_cores
 from topo_dask.kernels.tables import InstanceTable
 
@@ -238,15 +239,17 @@ def memory_of_flow(
     if settings.potential == "poisson":
         # The field, the voxels of one instance that fills the block, and its levels.
         return layout + 8 * read + POISSON_BYTES * read + 12 * core
-    if settings.potential == "heat":  # before and after an iteration; pieces, to scale them
+    fields = max(2 * read, LEAST_MEMORY)  # a field moves through twice its length
+    if settings.potential == "heat":  # pieces, to scale them
         far = settings.n_iter > most_in_rounds(settings)
-        return layout + (16 + (8 if far else 0)) * read + 12 * core
-    # The indicator in float64 and three coordinates, before and after an iteration.
-    plain = 2 * FIELD_BYTES * read + 12 * core
+        return layout + 8 * fields + (8 if far else 0) * read + 12 * core
+    # The indicator in float64 and three coordinates.
+    plain = FIELD_BYTES * fields + 12 * core
     if not applies(settings):
         return layout + plain
-    # Five float64 fields and a number a voxel; then what is plain, beside the flow so far.
-    return layout + max(44 * read + 12 * core, plain + 12 * core)
+    # Five float64 fields and a number a voxel, and an eighth more for the rows between planes; then
+    # what is plain, beside the flow so far.
+    return layout + max(50 * read + 12 * core, plain + 12 * core)
 
 
 RUN_BYTES = 2

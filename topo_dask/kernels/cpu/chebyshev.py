@@ -50,7 +50,7 @@ from topo_dask.kernels.cpu.sweep import (
 )
 from topo_dask.kernels.cpu.turns import counters, reach
 from topo_dask.kernels.jit import compiled
-from topo_dask.kernels.parallel import Starmap, ranges, serial, starmap
+from topo_dask.kernels.parallel import Starmap, ranges, starmap
 
 POINT = 400
 """Binary places of probabilities while they are worked out."""
@@ -321,12 +321,9 @@ def _raise(
     degree: int,
     weights: tuple[float, ...],
     run: Starmap,
-    threads: int,
 ) -> None:
     """Bring a field, begun in ``pair[0]``, to a degree; what matters is the sum."""
-    if run is serial:  # threads that wait for each other must all be there
-        threads = 1
-    threads = max(1, min(threads, layout.space.grid[0] // (2 * STEPS_PER_PASS)))
+    threads = layout.threads
     twice = (2 * weights[0], 2 * weights[1], 2 * weights[2])
     common = (pair, layout.space, sums, twice, degree)
     counts = counters(threads)
@@ -380,17 +377,19 @@ def chebyshev_flow(
         sums, of_number, degree = _sums_of(
             domain, domain.by_number(powers), domain.by_number(tail_bits), run, threads
         )
-        pair = aligned(size, np.float64), aligned(size, np.float64)
+        memory = aligned(max(2 * size, layout.memory_size), np.float64)
+        pair = memory[:size], memory[size : 2 * size]
         fields: list[npt.NDArray[Any]] = [np.zeros(0)]  # no indicator
         for axis in range(3):
             start = (of_number, axis, origin[axis])
             common = (pair, layout.local, sums, layout.space, start)
             run(_begin, [(*common, part) for part in ranges(nz, threads)])
-            _raise(layout, pair, sums, degree, weights, run, threads)
-            field = layout.begun(sums.total, pair, run, threads)
-            (field,) = layout.advance((field,), (0, layout.total), weights, run, threads)
-            fields.append(field.even)
-            if axis < 2:  # what is not kept is used again
-                pair, sums = (field.odd, sums.total), sums._replace(total=aligned(size, np.float64))
+            _raise(layout, pair, sums, degree, weights, run)
+            field = layout.begun(sums.total, memory, run, threads)
+            (field,) = layout.advance((field,), (0, layout.total), weights, run)
+            sums.total[...] = field.values  # its memory is used again
+            fields.append(sums.total)
+            if axis < 2:
+                sums = sums._replace(total=aligned(size, np.float64))
         factors = np.ones((len(domain.rows) + 1, 6))
         return domain.flow(fields, factors, TINY, run, threads)

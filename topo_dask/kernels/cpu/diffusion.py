@@ -211,9 +211,9 @@ def diffusion_flow(
         shift = domain.by_number(np.asarray(anchors, dtype=np.int64)) - np.asarray(origin)
         fields = layout.fields(starts_of(shift, potential), run, threads)
         if relative:
-            fields = layout.advance(fields, (0, layout.total), weights, run, threads)
+            fields = layout.advance(fields, (0, layout.total), weights, run)
         else:
-            fields = spread(layout, fields, weights, run, threads)
+            fields = spread(layout, fields, weights, run)
         factors = factors_of(domain, anchors, iterations, spacing, potential)
         least = TINY if relative else 0.0
-        return domain.flow([f.even for f in fields], factors, least, run, threads)
+        return domain.flow([f.values for f in fields], factors, least, run, threads)

@@ -67,7 +67,6 @@ def spread(
     fields: tuple[Field, ...],
     weights: tuple[float, float, float],
     run: Starmap,
-    threads: int,
 ) -> tuple[Field, ...]:
     """Bring heat from the beginning to the end, each piece scaled by powers of two.
 
@@ -76,12 +75,12 @@ def spread(
     """
     most = untouched_iterations(weights)
     if layout.total <= most:
-        return layout.advance(fields, (0, layout.total), weights, run, threads)
+        return layout.advance(fields, (0, layout.total), weights, run)
     number, ids, *_ = pieces(layout.local)
     known = (layout.local, layout.begin, layout.space.grid)
     every = max(1, most // 4)
     for time in range(0, layout.total, every):
         end = min(time + every, layout.total)
-        fields = layout.advance(fields, (time, end), weights, run, threads)
-        _bring_back(fields[0].even, number, len(ids), known, end)
+        fields = layout.advance(fields, (time, end), weights, run)
+        _bring_back(fields[0].values, number, len(ids), known, end)
     return fields

@@ -111,10 +111,10 @@ def diffusion_round(
             pairs = zip(starts, fields, strict=True)
             starts = [replace(start, begun=field) for start, field in pairs]
         made = layout.fields(starts, run, threads)
-        made = layout.advance(made, (0, layout.total), weights, run, threads)
+        made = layout.advance(made, (0, layout.total), weights, run)
         factors = factors_of(domain, anchors, total, spacing, potential)
         factors[~domain.by_number(ends)] = np.nan
-        values = [f.even for f in made]
+        values = [f.values for f in made]
         flow = domain.flow(values, factors, TINY if relative else 0.0, run, threads)
     (z, y, x), (nz, ny, nx) = domain.core
     inside = (slice(z, z + nz), slice(y, y + ny), slice(x, x + nx))

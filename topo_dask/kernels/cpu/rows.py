@@ -217,6 +217,16 @@ class _Rows:
         builder.branch(outer)
         builder.position_at_end(done)
 
+    def prefetch(self, name: str, at: Any) -> None:
+        """Bring a line of an array into the second-level cache; any address will do."""
+        byte, number = BYTE.as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), (byte, number, number, number))
+        insert: Any = cgutils.get_or_insert_function
+        function = insert(self.builder.module, kind, "llvm.prefetch.p0")
+        where = self.builder.bitcast(self.pointer(name, at), byte)
+        reading, second_level, data = (ir.Constant(number, n) for n in (0, 2, 1))
+        self.builder.call(function, [where, reading, second_level, data])
+
     def gathered(self, name: str, kinds: Any, start: Any) -> Any:
         """For each lane the value of an array at ``start`` plus the lane's kind."""
         builder, found = self.builder, ir.Constant(self.real, ir.Undefined)
@@ -251,6 +261,8 @@ def _rows_of(names: tuple[str, ...], *, walled: bool, flush: bool, planes: int =
             scale = [row.all_of(weight) for weight in weights]
 
             def each(moved: Any, triples: list[tuple[Any, ...]]) -> None:
+                for name, soon in zip(("old", "links"), at[6:], strict=False):
+                    row.prefetch(name, builder.add(soon, moved))
                 for plane, value in enumerate(row.means(at, moved, triples, scale)):
                     kept = row.flushed(value, scale[3]) if flush else value
                     row.store("new", builder.add(row.up(at[0], at[5], plane), moved), kept)
@@ -300,7 +312,12 @@ relax_walled_rows: Any = intrinsic(_rows_of(_WALLED, walled=True, flush=False))
 """
 
 relax_planes: Any = intrinsic(_rows_of(_FREE, walled=False, flush=False, planes=PLANES))
-"""`relax_rows` in `PLANES` planes at once, of which the offset above is that above the last."""
+"""`relax_rows` in `PLANES` planes at once, of which the offset above is that above the last.
+
+Two more offsets say where values of ``old`` and ``links`` lie that will be needed soon: of one row
+each, so that a loop that is made for each plane of a front brings the next front near. Without, a
+processor waits wherever a front begins.
+"""
 
 flush_planes: Any = intrinsic(_rows_of(_FREE, walled=False, flush=True, planes=PLANES))
 """`relax_planes`; tiny means become 0."""

@@ -24,7 +24,8 @@ NEVER = 2**31 - 1
 class Space(NamedTuple):
     """What all fields of an array share; rows of its voxels are padded to whole groups."""
 
-    grid: tuple[int, int, int, int, int]  # nz, ny, nx, from plane to plane, from row to row
+    grid: tuple[int, int, int, int, int]  # nz, ny, nx, from plane to plane, from row to row;
+    # a plane ends with some rows that no voxel is in
     links: Any  # uint8 a voxel, padded: which neighbours are of the same instance
     walls: Any  # the same for no-flux walls; empty if there are none
     rows: Any  # int32 [rows, 5]: first begin; the groups of voxels of interest; whether walled;
@@ -197,6 +198,7 @@ def space_of(
     local: npt.NDArray[np.int32],
     begin: npt.NDArray[np.int64],
     annotated: npt.NDArray[np.bool_] | None,
+    spare: int,
     run: Starmap,
     threads: int,
 ) -> Space:
@@ -208,10 +210,12 @@ def space_of(
         See `lay_out`.
     begin
         By number: when the instance begins.
+    spare
+        Rows, at least, at the end of a plane that no voxel is in.
     """
     nz, ny, nx = local.shape
     rows, width = nz * ny, -(-nx // LANES) * LANES
-    stride = _stride(ny * width)
+    stride = _stride((ny + spare) * width)
     size = nz * stride
     walls = 0 if annotated is None else size
     space = Space(

@@ -7,6 +7,10 @@ cache whatever the size of the array, and what one plane reads serves the next; 
 the passes in turns, each following the one before through the array at a distance. Instances that
 need fewer iterations than others begin later, so that all end together. None of this changes a
 single addition: the result is bit for bit that of plain Jacobi iteration of each instance.
+
+A field has no second array for what an iteration makes: a voxel's new value is written where the
+value of its neighbour (z - 1, y - 1) was, which nothing needs any more. So the field moves down its
+memory by a plane and a row an iteration, and half as much passes between memory and cache.
 """
 
 from __future__ import annotations
@@ -37,8 +41,7 @@ STEPS_PER_PASS = 8
 """Iterations made in one pass over memory."""
 
 CACHE_BYTES = 2**20
-"""What the rows in work may take: about a second-level cache. With half as much more, volumes too
-large for the third level take a tenth longer."""
+"""What the rows in work may take: half of a second-level cache, for one of 2 MiB."""
 
 TINIEST = 2.0**-100
 """What is smaller after a pass becomes 0: in eight iterations it does not reach the denormal
@@ -47,15 +50,19 @@ numbers of float32, with which processors are slow."""
 LEAST_STRIP = 16
 """Rows of a strip at least: more than the iterations of a pass, by which strips lean."""
 
+LEAST_MEMORY = 2**20
+"""Values of a field's memory that need not be saved."""
+
 FAR = 2**40
 """Between what threads count in one pass and the next: more than any array has planes of strips."""
 
 
 class Field(NamedTuple):
-    """A field of an array, before and after an iteration."""
+    """A field of an array, and where in its memory it is now."""
 
-    even: Any  # float32 or float64, flat, padded; after an even number of iterations of a pass
-    odd: Any
+    memory: Any  # float32 or float64, flat
+    first: int  # where in it the field begins, which is as long as the links
+    size: int
     next_run: Any  # int64 a row: the run that begins next
     axis: int  # along which it starts as a coordinate; -1: it starts as ``one``
     one: float
@@ -63,11 +70,18 @@ class Field(NamedTuple):
     tiniest: float  # what is smaller after a pass becomes 0
     start: Any  # the field that instances begin with; empty: the coordinate or ``one``
 
+    @property
+    def values(self) -> npt.NDArray[Any]:
+        """The field, flat, padded: a view of its memory."""
+        view: npt.NDArray[Any] = self.memory[self.first : self.first + self.size]
+        return view
+
 
 @compiled
 def _begin(field: Any, local: Any, begin: Any, planes: Any, space: Any) -> None:
     """Write the values with which instances start that begin at once."""
-    values, start, zero_at = field.even, field.start, field.zero_at
+    values = field.memory[field.first : field.first + field.size]
+    start, zero_at = field.start, field.zero_at
     rows = space.rows
     _, ny, nx, stride, width = space.grid
     for z in range(planes[0], planes[1]):
@@ -159,9 +173,10 @@ def _advance_planes(
 ) -> None:
     """Advance some rows of `PLANES` planes to a time, together where all of them are to advance.
 
-    Their spans may differ: what is outside a row's own is not linked with what is inside.
+    Their spans may differ: what is outside a row's own is not linked with what is inside. The last
+    two of ``at`` are how far from a row's values, and its links, the next front begins.
     """
-    plane, first, end, time, flush, grid = at
+    plane, first, end, time, flush, grid, soon, soon_links = at
     ny, width = grid[1], grid[4]
     one = old.dtype.type
     scale = one(weights[0]), one(weights[1]), one(weights[2]), one(weights[3])
@@ -174,7 +189,8 @@ def _advance_planes(
             together &= rows[row, 0] < time and not rows[row, 3]
         if together:
             last = plane + PLANES - 1
-            offsets = beside(grid, plane, last, y)
+            here = plane * grid[3] + y * width
+            offsets = (*beside(grid, plane, last, y), here + soon, here + soon_links)
             alike = count, width, low, high
             if flush:
                 flush_planes(new, old, links, offsets, alike, scale)
@@ -216,17 +232,18 @@ def _advance_pass(
 ) -> None:
     """Make the iterations of one pass, planes of a strip as soon as the pass before allows.
 
-    ``times`` are those before and after it. ``turn`` is which thread makes this pass, what its
-    counter is before; the same of the pass before, -1 for none.
+    ``times`` are when the field was at its ``first``, and before and after the pass. ``turn`` is
+    which thread makes this pass, what its counter is before; the same of the pass before, -1 for
+    none.
     """
     # Arrays are taken out of their tuples once: each time costs two atomic counts.
     links, walls, rows, runs = space.links, space.walls, space.rows, space.runs
-    grid = space.grid
-    nz, ny = grid[0], grid[1]
-    even, odd, next_run = field.even, field.odd, field.next_run
+    memory, next_run = field.memory, field.next_run
+    grid, size = space.grid, field.size
+    nz, ny, _, stride, width = grid
     start, zero_at, how = field.start, field.zero_at, (field.axis, field.one)
     by = (*weights, field.tiniest)
-    time, end = times
+    begun, time, end = times
     steps = end - time
     thread, done, before, from_there = turn
     fronts = -(-(nz + STEPS_PER_PASS - 1) // PLANES)
@@ -239,14 +256,15 @@ def _advance_pass(
                 plane = front * PLANES - step
                 low, high = max(0, top - step), min(ny, top + strip - step)
                 now = time + step + 1
-                at = (plane, low, high, now, step == steps - 1, grid)
-                if step % 2 == 0:
-                    old, new = even, odd
-                else:
-                    old, new = odd, even
+                here = field.first - (now - 1 - begun) * (stride + width)
+                there = here - (stride + width)
+                old, new = memory[here : here + size], memory[there : there + size]
                 whole = plane >= 0 and plane + PLANES <= nz
                 if whole:
-                    _advance_planes(old, new, links, walls, rows, at, by)
+                    links_soon = (PLANES + step % PLANES + step) * stride + step * width
+                    soon = links_soon + step * (stride + width)
+                    ahead = (plane, low, high, now, step == steps - 1, grid, soon, links_soon)
+                    _advance_planes(old, new, links, walls, rows, ahead, by)
                 for one in range(max(plane, 0), min(plane + PLANES, nz)):
                     at = (one, low, high, now, step == steps - 1, grid)
                     if not whole:
@@ -268,7 +286,7 @@ def _advance(fields: Any, space: Any, weights: Any, span: Any, turns: Any, count
     passes = -(-(end - time) // STEPS_PER_PASS)
     first = 0
     for field in literal_unroll(fields):
-        row_bytes = 2 * (STEPS_PER_PASS + 2) * width * field.even.itemsize
+        row_bytes = (STEPS_PER_PASS + PLANES + 2) * width * field.memory.itemsize
         strip = strip_of(row_bytes, ny, threads)
         for number in range(passes):
             turn = first + number
@@ -276,7 +294,7 @@ def _advance(fields: Any, space: Any, weights: Any, span: Any, turns: Any, count
                 here = time + number * STEPS_PER_PASS
                 before = (turn - 1) % threads if number > 0 else -1
                 order = (thread, turn * FAR, before, (turn - 1) * FAR)
-                times = here, min(here + STEPS_PER_PASS, end)
+                times = time, here, min(here + STEPS_PER_PASS, end)
                 _advance_pass(field, space, weights, times, strip, order, counts)
         first += passes
 
@@ -317,39 +335,60 @@ class Layout:
     begin: npt.NDArray[np.int64]  # by number: when the instance begins; NEVER if not at all
     total: int  # iterations from the first beginning to the common end
     space: Space
+    threads: int  # as many passes are made at the same time
+
+    @property
+    def step(self) -> int:
+        """How far a field moves down its memory in an iteration."""
+        _, _, _, stride, width = self.space.grid
+        return stride + width
+
+    @property
+    def room(self) -> int:
+        """Iterations in which a field moves from the end of its memory to the beginning.
+
+        All of it takes as much as two fields of the voxels, but where that is very little.
+        """
+        nz, ny, _, _, width = self.space.grid
+        size = int(self.space.links.size)
+        most = (max(2 * nz * ny * width, LEAST_MEMORY) - size) // self.step
+        if most > STEPS_PER_PASS:
+            most -= most % STEPS_PER_PASS
+        return max(1, min(most, self.total))
+
+    @property
+    def memory_size(self) -> int:
+        """Values in the memory of a field."""
+        return int(self.space.links.size) + self.room * self.step
 
     def fields(self, starts: list[Start], run: Starmap, threads: int) -> tuple[Field, ...]:
         """Fields of this array at time 0."""
-        nz, size = self.space.grid[0], self.space.links.size
         made = []
         for start in starts:
             begun = np.zeros(0, start.dtype) if start.begun is None else self.padded(start.begun)
-            made.append(
-                Field(
-                    aligned(size, start.dtype),
-                    aligned(size, start.dtype),
-                    self.space.first_run[:-1].copy(),
-                    start.axis,
-                    start.one,
-                    start.zero_at,
-                    start.tiniest,
-                    begun,
-                )
-            )
-        parts = ranges(nz, threads)
-        run(_begin, [(f, self.local, self.begin, p, self.space) for p in parts for f in made])
+            made.append(self._field(aligned(self.memory_size, start.dtype), start, begun))
+        self._begin(made, run, threads)
         return tuple(made)
 
     def begun(
-        self, values: npt.NDArray[Any], pair: tuple[Any, Any], run: Starmap, threads: int
+        self, values: npt.NDArray[Any], memory: npt.NDArray[Any], run: Starmap, threads: int
     ) -> Field:
-        """A field that begins with padded flat ``values``; it takes ``pair`` for its own."""
-        nothing = np.zeros(0, dtype=np.int64)
-        runs = self.space.first_run[:-1].copy()
-        field = Field(*pair, runs, -1, 0.0, nothing, 0.0, values)
-        parts = ranges(self.space.grid[0], threads)
-        run(_begin, [(field, self.local, self.begin, part, self.space) for part in parts])
+        """A field that begins with padded flat ``values``, in a memory of `memory_size`."""
+        nowhere = Start(values.dtype, np.zeros(0, dtype=np.int64), tiniest=0.0)
+        field = self._field(memory, nowhere, values)
+        self._begin([field], run, threads)
         return field
+
+    def _field(self, memory: Any, start: Start, begun: npt.NDArray[Any]) -> Field:
+        """A field at the end of its memory, without values."""
+        runs, size = self.space.first_run[:-1].copy(), self.space.links.size
+        first = memory.size - size
+        how = start.axis, start.one, start.zero_at, start.tiniest
+        return Field(memory, first, size, runs, *how, begun)
+
+    def _begin(self, fields: list[Field], run: Starmap, threads: int) -> None:
+        parts = ranges(self.space.grid[0], threads)
+        run(_begin, [(f, self.local, self.begin, p, self.space) for p in parts for f in fields])
 
     def padded(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """An array of the voxels as sweeps have it, flat."""
@@ -370,19 +409,34 @@ class Layout:
         span: tuple[int, int],
         weights: tuple[float, float, float],
         run: Starmap,
-        threads: int,
     ) -> tuple[Field, ...]:
-        """Bring fields from one time to another; the result is in ``even``."""
-        time, end = span
-        if run is serial:  # threads that wait for each other must all be there
-            threads = 1
-        threads = max(1, min(threads, self.space.grid[0] // (2 * STEPS_PER_PASS)))
-        common = (fields, self.space, weights, span)
-        counts = counters(threads)
-        run(_advance, [(*common, (thread, threads), counts) for thread in range(threads)])
-        if (end - time) % STEPS_PER_PASS % 2:
-            fields = tuple(f._replace(even=f.odd, odd=f.even) for f in fields)
+        """Bring fields from one time to another; they move down their memory."""
+        time, last = span
+        while time < last:
+            if min(field.first for field in fields) < min(self.room, last - time) * self.step:
+                fields = tuple(_to_the_end(field, run, self.threads) for field in fields)
+            end = min(time + self.room, last)
+            counts, common = counters(self.threads), (fields, self.space, weights, (time, end))
+            turns = [(thread, self.threads) for thread in range(self.threads)]
+            run(_advance, [(*common, turn, counts) for turn in turns])
+            fields = tuple(f._replace(first=f.first - (end - time) * self.step) for f in fields)
+            time = end
         return fields
+
+
+def _to_the_end(field: Field, run: Starmap, threads: int) -> Field:
+    """Copy a field to the end of its memory; where it was and is to be may overlap."""
+    memory, first = field.memory, field.memory.size - field.size
+    way = first - field.first
+    for end in range(field.first + field.size, field.first, -way):
+        begin = max(field.first, end - way)
+        cuts = [(begin + low, begin + high) for low, high in ranges(end - begin, threads)]
+        run(_copy, [(memory[low:high], memory[low + way : high + way]) for low, high in cuts])
+    return field._replace(first=first)
+
+
+def _copy(values: npt.NDArray[Any], there: npt.NDArray[Any]) -> None:
+    there[...] = values
 
 
 def lay_out(
@@ -408,5 +462,18 @@ def lay_out(
     total = max(0, int(iterations.max(initial=0)))
     begin = np.where(iterations >= 0, total - iterations, NEVER)
     begin[0] = NEVER
-    space = space_of(local, begin, annotated, run, threads)
-    return Layout(local, begin, total, space)
+    nz, ny, _ = local.shape
+    together = max(1, min(threads, nz // (2 * STEPS_PER_PASS), ny // (2 * STEPS_PER_PASS)))
+    if run is serial:  # threads that wait for each other must all be there
+        together = 1
+    space = space_of(local, begin, annotated, _spare_rows(ny, together), run, threads)
+    return Layout(local, begin, total, space, together)
+
+
+def _spare_rows(ny: int, together: int) -> int:
+    """Rows at the end of a plane into which rows of the next one move, whose place is still used.
+
+    Strips lean by a row an iteration, and the passes that are made together by one after the other.
+    """
+    one_strip = ny + STEPS_PER_PASS - 1 <= LEAST_STRIP
+    return 1 if one_strip else together * STEPS_PER_PASS
