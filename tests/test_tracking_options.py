@@ -17,7 +17,14 @@ from numpy.testing import assert_allclose, assert_array_equal
 import topo_dask
 from topo_dask.cli import main
 from topo_dask.errors import InvalidArgument, InvalidType
-from topo_dask.graph.halo import choose_halo, expected_reads, halos_for, tried_blocks, voxels_read
+from topo_dask.graph.halo import (
+    choose_halo,
+    expected_reads,
+    halos_for,
+    handed_over,
+    tried_blocks,
+    voxels_read,
+)
 from topo_dask.grid import BlockGrid
 from topo_dask.kernels import reference
 from topo_dask.storage import create_array
@@ -164,15 +171,15 @@ def test_the_command_takes_them(tmp_path: Path) -> None:
 
 def test_wide_halos_where_particles_go_far_and_none_where_they_stay() -> None:
     grid, chunks = BlockGrid((512, 512, 512), (128, 128, 128)), (64, 64, 64)
-    halos = halos_for(100)
+    halos = halos_for(100, grid.largest)
     stay = [(2_000_000, 20_000, [0] * len(halos))]
     assert choose_halo(grid, chunks, 100, stay).halo == 0
     through = [(2_000_000, 20_000, [20_000] * len(halos))]
-    assert choose_halo(grid, chunks, 100, through).halo == 32
-    near = [(2_000_000, 20_000, [9000, 900, 80, 0, 0])]
+    assert choose_halo(grid, chunks, 100, through).halo == 64
+    near = [(2_000_000, 20_000, [9000, 900, 80, 0, 0, 0, 0])]
     assert choose_halo(grid, chunks, 100, near).halo == 16
     assert choose_halo(BlockGrid((9, 9, 9), (9, 9, 9)), (9, 9, 9), 100, []).halo == 0
-    assert "no particle" in choose_halo(grid, chunks, 100, [(0, 0, [0] * 5)]).reason
+    assert "no particle" in choose_halo(grid, chunks, 100, [(0, 0, [0] * 7)]).reason
 
 
 def test_what_rests_on_faces_is_not_handed_over_at_every_step() -> None:
@@ -196,7 +203,8 @@ def test_whole_chunks_are_read(n: int, block: int, chunk: int, halo: int) -> Non
 def test_more_particles_that_leave_make_more_reads() -> None:
     halos = [0, 4, 8]
     shares = ([0.0, 0, 0], [1e-7, 1e-8, 0], [1e-4, 1e-6, 0], [0.3, 0.1, 1e-7], [0.9, 0.5, 0.1])
-    reads = [expected_reads(10**6, some, halos, 4, 100.0) for some in shares]
+    away = [handed_over(some, halos, 4, 100.0) for some in shares]
+    reads = [expected_reads(10**6, some) for some in away]
     assert reads == sorted(reads)
     assert reads[0] == 1
     assert reads[-1] == 21

@@ -241,7 +241,8 @@ class SegmentWork(StepsWork):
         """The halo, or the widest that the run may choose."""
         if self.halo != "auto":
             return int(self.halo)
-        return halos_for(self.settings.n_steps * self.settings.step_size)[-1]
+        reach = self.settings.n_steps * self.settings.step_size
+        return halos_for(reach, self.grid.largest)[-1]
 
     def stages(self, machine: Machine) -> Iterator[StagePlan]:
         """See `Work`."""

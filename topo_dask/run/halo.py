@@ -46,7 +46,7 @@ def try_block(task: Try) -> tuple[int, int, list[int]]:
     shape = job.grid.shape
     # One step at a time: the flow's way to a GPU would take longer than the steps.
     settings = replace(job.settings, backend="cpu")
-    halos = halos_for(settings.n_steps * settings.step_size)
+    halos = halos_for(settings.n_steps * settings.step_size, job.grid.largest)
     voxels = np.argwhere(job.read_mask(task.block))
     some = voxels[:: -(-len(voxels) // TRIED) or 1]
     read = region_read(core, halos[-1], shape, settings)
