@@ -12,6 +12,7 @@ from topo_dask.graph.halo import TRIED, HaloChoice, beyond, choose_halo, halos_f
 from topo_dask.graph.scale import ScaledFlow
 from topo_dask.graph.track import Particles, advance, flow_ready, region_read
 from topo_dask.run.job import Run
+from topo_dask.run.ledger import fingerprint
 from topo_dask.run.rows import Row
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ def with_halo(run: Run, job: SegmentJob, mark: str) -> tuple[SegmentJob, str]:
     if job.halo != "auto":
         return job, "as given"
     tasks = [Try(job, block) for block in tried_blocks(job.grid)]
-    found = run.ledger.run(run.engine, "halo", mark, try_block, tasks)
     travel = job.settings.n_steps * job.settings.step_size
+    mark = fingerprint(mark, halos_for(travel, job.grid.largest))  # what was counted
+    found = run.ledger.run(run.engine, "halo", mark, try_block, tasks)
     choice: HaloChoice = choose_halo(job.grid, _chunks(job.flow), travel, found)
     return replace(job, halo=choice.halo), choice.reason
 

@@ -51,7 +51,8 @@ LEAST_STRIP = 16
 """Rows of a strip at least: more than the iterations of a pass, by which strips lean."""
 
 LEAST_MEMORY = 2**20
-"""Values of a field's memory that need not be saved."""
+"""Values that a field's memory may have whatever its size: a small field then moves from one end to
+the other without being copied back on its way."""
 
 FAR = 2**40
 """Between what threads count in one pass and the next: more than any array has planes of strips."""
