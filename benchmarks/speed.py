@@ -161,20 +161,18 @@ def sweeps(labels: Labels, threads: int, repetitions: int) -> dict[str, Times]:
     plain = [np.zeros_like(start), np.zeros_like(start)]
     weights = diffusion.weights_of((1.0, 1.0, 1.0))
     with starmap(threads) as run:
-        domain = diffusion.domain_of(labels, None, None, ids, most)
+        domain = diffusion.domain_of(labels, None, None, ids, most, run, threads)
         along_z = sweep.Start(np.float32, np.zeros(ids.size + 1, dtype=np.int64), axis=0)
         fields = [domain.layout.fields([along_z], run, threads)]
 
         def reset() -> None:
             plain[0][...], plain[1][...] = start, 0
             fields[0] = domain.layout.fields([along_z], run, threads)
-            fields[0][0].odd[:] = 0  # memory is there, as that of the stencil
+            fields[0][0].memory[: fields[0][0].first] = 0  # it is there, as that of the stencil
 
         return common.interleaved(
             {
-                "labelled": lambda: domain.layout.advance(
-                    fields[0], (0, N_ITER), weights, run, threads
-                ),
+                "labelled": lambda: domain.layout.advance(fields[0], (0, N_ITER), weights, run),
                 "plain, simple loops": lambda: stencil.simple(plain, N_ITER, threads),
                 "plain, same cache blocking": lambda: stencil.blocked(plain, N_ITER, threads, run),
             },
