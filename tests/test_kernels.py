@@ -420,6 +420,20 @@ def test_contingency(labels, data):
 # ── at sizes at which compiled code takes its other paths ────────────────────────────────────
 
 
+def test_threads_that_follow_each_other_through_many_strips_change_no_bit():
+    """Objects that go through all strips and planes."""
+    random = np.random.default_rng(0)
+    labels = np.repeat(random.integers(0, 3, (64, 64, 34), dtype=np.uint8), 50, axis=2)
+    ids, iterations = np.array([1, 2], np.uint64), np.array([37, 52])
+    anchors = np.zeros((2, 3), np.int64)
+    one, three, four = (
+        cpu.diffusion_flow(labels, ids=ids, iterations=iterations, anchors=anchors, threads=n)
+        for n in (1, 3, 4)
+    )
+    assert np.array_equal(one.view(np.uint32), three.view(np.uint32))
+    assert np.array_equal(one.view(np.uint32), four.view(np.uint32))
+
+
 @pytest.mark.parametrize("potential", ["coordinate", "heat"])
 @pytest.mark.parametrize("least_memory", [0, sweep.LEAST_MEMORY])
 def test_many_strips_and_threads_and_little_memory_change_no_bit(

@@ -247,6 +247,11 @@ class SegmentSettings:
         choice("group", self.group, GROUPS)
         choice("interpolation", self.interpolation, INTERPOLATIONS)
 
+    @property
+    def travel(self) -> float:
+        """Most voxels that a particle goes along flows of length 1."""
+        return self.n_steps * self.step_size
+
 
 @dataclass(frozen=True)
 class RefineSettings:

@@ -268,7 +268,7 @@ def leaving_share(settings: SegmentSettings, blocks: Sequence[int], halo: int) -
     >>> leaving_share(SegmentSettings(n_steps=96), (128, 128, 128), halo=32)
     0.5
     """
-    beyond = max(0.0, settings.n_steps * settings.step_size - halo)
+    beyond = max(0.0, settings.travel - halo)
     return min(1.0, beyond / min(blocks))
 
 
@@ -347,7 +347,7 @@ def lazy_endpoints(mask: da.Array, flow: da.Array, settings: SegmentSettings) ->
     further make the last task fail, never a wrong answer.
     """
     grid = grid_of(mask, argument="sem_mask")
-    reach = max(1, math.ceil(settings.n_steps * settings.step_size / LAZY_ROUNDS))
+    reach = max(1, math.ceil(settings.travel / LAZY_ROUNDS))
     steps_a_round = max(1, math.floor(reach / settings.step_size))
     rounds = max(1, math.ceil(settings.n_steps / steps_a_round))
     begin, go_on = delayed(_begin, nout=2), delayed(_go_on)

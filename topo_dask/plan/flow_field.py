@@ -207,7 +207,7 @@ class SegmentWork(StepsWork):
 
     def decisions(self) -> Iterator[Decision]:
         """See `Work`."""
-        reach = self.settings.n_steps * self.settings.step_size
+        reach = self.settings.travel
         why = f"a particle goes at most {reach:g} voxels; one that leaves is handed over"
         if self.halo == "auto":
             why = f"the run tries a few blocks to see how far particles go; {why}"
@@ -241,8 +241,7 @@ class SegmentWork(StepsWork):
         """The halo, or the widest that the run may choose."""
         if self.halo != "auto":
             return int(self.halo)
-        reach = self.settings.n_steps * self.settings.step_size
-        return halos_for(reach, self.grid.largest)[-1]
+        return halos_for(self.settings.travel, self.grid.largest)[-1]
 
     def stages(self, machine: Machine) -> Iterator[StagePlan]:
         """See `Work`."""
@@ -280,7 +279,7 @@ class SegmentWork(StepsWork):
         track = StagePlan("track", blocks, memory, flow + mask, index + positions + sent, files)
         yield replace(track, device_bytes=device)
         if leaving:
-            reach = self.settings.n_steps * self.settings.step_size
+            reach = self.settings.travel
             rounds = max(1, round(reach / (width + min(self.grid.largest))))
             memory = peak(memory_of_advance(read, size, min(AT_ONCE, self.voxels)))
             name = "track-2" if rounds == 1 else f"track-2..{rounds + 1}"

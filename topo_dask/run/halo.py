@@ -47,7 +47,7 @@ def try_block(task: Try) -> tuple[int, int, list[int]]:
     shape = job.grid.shape
     # One step at a time: the flow's way to a GPU would take longer than the steps.
     settings = replace(job.settings, backend="cpu")
-    halos = halos_for(settings.n_steps * settings.step_size, job.grid.largest)
+    halos = halos_for(settings.travel, job.grid.largest)
     voxels = np.argwhere(job.read_mask(task.block))
     some = voxels[:: -(-len(voxels) // TRIED) or 1]
     read = region_read(core, halos[-1], shape, settings)
@@ -69,7 +69,7 @@ def with_halo(run: Run, job: SegmentJob, mark: str) -> tuple[SegmentJob, str]:
     if job.halo != "auto":
         return job, "as given"
     tasks = [Try(job, block) for block in tried_blocks(job.grid)]
-    travel = job.settings.n_steps * job.settings.step_size
+    travel = job.settings.travel
     mark = fingerprint(mark, halos_for(travel, job.grid.largest))  # what was counted
     found = run.ledger.run(run.engine, "halo", mark, try_block, tasks)
     choice: HaloChoice = choose_halo(job.grid, _chunks(job.flow), travel, found)

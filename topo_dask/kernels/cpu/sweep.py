@@ -368,7 +368,7 @@ class Layout:
         for start in starts:
             begun = np.zeros(0, start.dtype) if start.begun is None else self.padded(start.begun)
             made.append(self._field(aligned(self.memory_size, start.dtype), start, begun))
-        self._begin(made, run, threads)
+        self._write_starts(made, run, threads)
         return tuple(made)
 
     def begun(
@@ -377,7 +377,7 @@ class Layout:
         """A field that begins with padded flat ``values``, in a memory of `memory_size`."""
         nowhere = Start(values.dtype, np.zeros(0, dtype=np.int64), tiniest=0.0)
         field = self._field(memory, nowhere, values)
-        self._begin([field], run, threads)
+        self._write_starts([field], run, threads)
         return field
 
     def _field(self, memory: Any, start: Start, begun: npt.NDArray[Any]) -> Field:
@@ -387,7 +387,7 @@ class Layout:
         how = start.axis, start.one, start.zero_at, start.tiniest
         return Field(memory, first, size, runs, *how, begun)
 
-    def _begin(self, fields: list[Field], run: Starmap, threads: int) -> None:
+    def _write_starts(self, fields: list[Field], run: Starmap, threads: int) -> None:
         parts = ranges(self.space.grid[0], threads)
         run(_begin, [(f, self.local, self.begin, p, self.space) for p in parts for f in fields])
 
