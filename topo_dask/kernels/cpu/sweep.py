@@ -47,8 +47,9 @@ TINIEST = 2.0**-100
 """What is smaller after a pass becomes 0: in eight iterations it does not reach the denormal
 numbers of float32, with which processors are slow."""
 
-LEAST_STRIP = 16
-"""Rows of a strip at least: more than the iterations of a pass, by which strips lean."""
+LEAST_STRIP = 2 * STEPS_PER_PASS
+"""Rows of a strip at least. Strips lean by the iterations of a pass, and fields move as far: with
+fewer, a pass would write where the one that follows it still reads."""
 
 LEAST_MEMORY = 2**20
 """Values that a field's memory may have whatever its size: a small field then moves from one end to
